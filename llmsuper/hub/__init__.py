@@ -1,0 +1,1 @@
+"""From a model pattern to the rows of its LM head."""
