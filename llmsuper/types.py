@@ -136,11 +136,13 @@ class HeadRecord:
     rows: int
     columns: int
     row_rule: RowRule
-    """The rule asked for; what `statistic(name)` reads."""
+    """The rule asked for."""
+    row_class: RowRule
+    """The rows that `statistic(name)` is over; `all` under the rule `tokens` only where no tokenizer says which are tokens."""
     row_source: str
     """Where the token ids came from, or why every stored row is counted."""
-    row_counts: dict[str, int]
-    """`stored`, `tokens`, `padding`."""
+    padding_rows: int
+    """Stored rows that no token has."""
     statistics: dict[str, dict[str, dict[str, Any]]]
     """By row class (`tokens`, `all`), then by the statistic's name in `geometry.ACCUMULATORS`."""
     notes: tuple[str, ...] = ()
@@ -149,4 +151,4 @@ class HeadRecord:
 
     def statistic(self, name: str) -> dict[str, Any]:
         """The statistic over the rows that were asked for."""
-        return self.statistics[self.row_rule][name]
+        return self.statistics[self.row_class][name]

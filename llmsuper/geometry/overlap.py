@@ -1,0 +1,183 @@
+"""GramAccumulator → OverlapStatistics: mean squared overlap, in one pass.
+
+With ûᵢ the rows divided by their norms and G = Σᵢ ûᵢ ûᵢᵀ (m × m),
+
+    Σᵢⱼ (ûᵢ·ûⱼ)² = ‖G‖²_F        Σᵢⱼ ûᵢ·ûⱼ = ‖s‖²,  s = Σᵢ ûᵢ
+
+so all n² pairs cost n m² operations, not n² m, and no n × n matrix is ever made. The diagonal, Σᵢ ‖ûᵢ‖⁴, is taken away with
+the lengths that the rows have after rounding: t = tr G = Σᵢ ‖ûᵢ‖². Dividing by the same lengths cancels what rounding has
+done to all rows alike:
+
+    mean squared overlap = (‖G‖²_F − t²/n) / (t² − t²/n)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+
+from llmsuper.errors import CheckpointError
+from llmsuper.geometry.bounds import isotropic, welch_floor
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from llmsuper.geometry.blocks import UnitBlock
+
+LEAST_VARIANCE = {"float32": 1e-4, "float64": 1e-10}
+"""Variance ÷ mean square below which the variance is cancelled away: the promise on the mean square over 1 %."""
+
+
+@dataclass(frozen=True, slots=True)
+class OverlapStatistics:
+    """Overlaps ûᵢ·ûⱼ over the ordered pairs i ≠ j of the rows that are not zero."""
+
+    rows: int
+    """n: rows counted, those of non-zero norm."""
+    zero_rows: int
+    columns: int
+    """m."""
+    mean_squared_overlap: float
+    """Mean of (ûᵢ·ûⱼ)², what arXiv:2505.10465 (figure 6a) compares with 1/m."""
+    mean_overlap: float
+    """Mean of ûᵢ·ûⱼ, signed; good to 1e-7 absolute, not relative."""
+    overlap_variance: float | None
+    """mean_squared_overlap − mean_overlap²; null where the difference is within the error of its terms."""
+    isotropic: float
+    """1/m."""
+    ratio_to_isotropic: float
+    """m × mean_squared_overlap."""
+    welch_floor: float
+    """(n − m) / (m (n − 1)): no n directions in m dimensions have a smaller mean squared overlap."""
+    welch_ratio: float | None
+    """mean_squared_overlap ÷ welch_floor; null where n ≤ m, since the floor is 0 there."""
+    participation_ratio: float
+    """(tr G)² ÷ ‖G‖²_F: how many directions the rows fill evenly, between 1 and m."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Partial:
+    gram: Any  # (m, m), numpy on the CPU, else a tensor on its device
+    direction: NDArray[np.float64]  # (m,) Σ ûᵢ
+    rows: int
+    zero_rows: int
+    precision: str
+
+
+class GramAccumulator:
+    """Sums Ûᵀ Û over blocks, in float64: 8 m² bytes, whatever n is."""
+
+    centred: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._gram: Any = None
+        self._direction: NDArray[np.float64] = np.zeros(0)
+        self._rows = self._zero_rows = 0
+        self._precision = "float64"
+
+    def summarize(self, block: UnitBlock) -> _Partial:
+        zero_rows = int(np.count_nonzero(block.norms == 0))
+        ones = block.unit.new_ones(block.unit.shape[0])
+        direction = (block.unit.T @ ones).double().cpu().numpy()
+        gram = block.backend.gram(block.unit)
+        return _Partial(gram, direction, len(block.norms) - zero_rows, zero_rows, block.backend.precision)
+
+    def add(self, partial: _Partial) -> None:
+        if self._gram is None:
+            self._gram = partial.gram.astype(np.float64) if _is_numpy(partial.gram) else partial.gram.double()
+            self._direction = partial.direction.copy()
+        else:
+            self._gram += partial.gram  # widened on the way: no float64 copy of the partial is made
+            self._direction += partial.direction
+        self._rows += partial.rows
+        self._zero_rows += partial.zero_rows
+        if partial.precision == "float32":
+            self._precision = "float32"
+
+    def update(self, block: UnitBlock) -> None:
+        self.add(self.summarize(block))
+
+    def merge(self, other: GramAccumulator) -> None:
+        if other._gram is not None:
+            self.add(_Partial(other._gram, other._direction, other._rows, other._zero_rows, other._precision))
+
+    def compute(self) -> OverlapStatistics:
+        """Raises `CheckpointError` when fewer than two rows have a direction."""
+        n = self._rows
+        if n < 2:
+            raise CheckpointError(
+                f"overlaps need two rows that are not zero{' after centring' if self.centred else ''}; {n} of "
+                f"{n + self._zero_rows} are. Is this the right tensor? See --lm-head."
+            )
+        gram = self._gram if _is_numpy(self._gram) else self._gram.cpu().numpy()
+        m = gram.shape[0]
+        trace = float(np.trace(gram))
+        frobenius = float(np.vdot(gram, gram))  # ‖G‖²_F
+        pairs = trace * trace - trace * trace / n
+        # rounding can leave a hair below zero, or above the mean square that it cannot exceed
+        mean_square = max(0.0, (frobenius - trace * trace / n) / pairs)
+        mean = (float(self._direction @ self._direction) - trace) / (trace * (n - 1))
+        variance = mean_square - mean * mean
+        floor = welch_floor(n, m)
+        return OverlapStatistics(
+            rows=n,
+            zero_rows=self._zero_rows,
+            columns=m,
+            mean_squared_overlap=mean_square,
+            mean_overlap=mean,
+            overlap_variance=variance if variance > LEAST_VARIANCE[self._precision] * mean_square else None,
+            isotropic=isotropic(m),
+            ratio_to_isotropic=m * mean_square,
+            welch_floor=floor,
+            welch_ratio=mean_square / floor if floor > 0 else None,
+            participation_ratio=trace * trace / frobenius,
+        )
+
+
+class CentredGramAccumulator(GramAccumulator):
+    """The same for rows minus their mean row µ = Σᵢ wᵢ / n, each normalised again: true cosines of wᵢ − µ and wⱼ − µ."""
+
+    centred: ClassVar[bool] = True
+
+
+class MeanRowAccumulator:
+    """µ, the mean of the rows of non-zero norm, as stored: what centring takes away."""
+
+    centred: ClassVar[bool] = False
+
+    def __init__(self) -> None:
+        self._sum: NDArray[np.float64] | None = None
+        self._rows = 0
+
+    def summarize(self, block: UnitBlock) -> tuple[NDArray[np.float64], int]:
+        import torch
+
+        weights = torch.from_numpy(block.norms).to(block.unit)
+        total = (block.unit.T @ weights).double().cpu().numpy()  # Σ ‖wᵢ‖ ûᵢ
+        return total, int(np.count_nonzero(block.norms))
+
+    def add(self, partial: tuple[NDArray[np.float64], int]) -> None:
+        total, rows = partial
+        self._sum = total.copy() if self._sum is None else self._sum + total
+        self._rows += rows
+
+    def update(self, block: UnitBlock) -> None:
+        self.add(self.summarize(block))
+
+    def merge(self, other: MeanRowAccumulator) -> None:
+        if other._sum is not None:
+            self.add((other._sum, other._rows))
+
+    def compute(self) -> NDArray[np.float64]:
+        """(m,) float64. Raises `CheckpointError` when no row has a non-zero norm."""
+        if self._sum is None or self._rows == 0:
+            raise CheckpointError(
+                "no row has a non-zero norm, so there is no mean row. Is this the right tensor? See --lm-head."
+            )
+        return self._sum / self._rows
+
+
+def _is_numpy(array: Any) -> bool:
+    return isinstance(array, np.ndarray)

@@ -1,0 +1,101 @@
+"""Drives blocks of rows through accumulators."""
+
+from __future__ import annotations
+
+from collections import deque
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from llmsuper.errors import CheckpointError
+from llmsuper.geometry.blocks import UnitBlock
+from llmsuper.kernels import NonFiniteRowError, choose_backend, one_thread_per_block
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import torch
+    from numpy.typing import NDArray
+
+    from llmsuper.geometry.blocks import Accumulator
+    from llmsuper.kernels import Backend
+    from llmsuper.types import RowBlock
+
+
+def one_pass(
+    blocks: Iterable[RowBlock],
+    accumulators: Sequence[Accumulator],
+    *,
+    backend: Backend | None = None,
+    centre: NDArray[np.float64] | None = None,
+    mask: NDArray[np.bool_] | None = None,
+    others: Sequence[Accumulator] = (),
+) -> list[Any]:
+    """Feed every row to the accumulators, once, and return what each computes.
+
+    blocks: consecutive rows (b, m) in storage dtype; each is released as soon as it has been normalised.
+    centre: (m,) subtracted from each row before it is normalised.
+    mask: (n,) True for rows that go to `accumulators`; the rest go to `others`, whose `compute` is left to the caller.
+
+    Blocks are normalised and multiplied on `backend.threads` threads; partial results are added in the order of the rows.
+    Raises `CheckpointError` for the first row that is NaN or infinite, naming its number.
+    """
+    backend = backend or choose_backend()
+    for partials in _summaries(blocks, accumulators, others, backend, centre, mask):
+        for accumulator, partial in partials:
+            accumulator.add(partial)
+    return [accumulator.compute() for accumulator in accumulators]
+
+
+def _summaries(
+    blocks: Iterable[RowBlock],
+    accumulators: Sequence[Accumulator],
+    others: Sequence[Accumulator],
+    backend: Backend,
+    centre: NDArray[np.float64] | None,
+    mask: NDArray[np.bool_] | None,
+) -> Iterator[list[tuple[Accumulator, Any]]]:
+    """What the accumulators make of each block, in order; at most one block a thread, and one more, is in flight."""
+    import torch
+
+    def work(block: RowBlock) -> list[tuple[Accumulator, Any]]:
+        chosen = np.ones(len(block.rows), bool) if mask is None else mask[block.start : block.start + len(block.rows)]
+        made: list[tuple[Accumulator, Any]] = []
+        for targets, wanted in ((accumulators, chosen), (others, ~chosen)):
+            if targets and wanted.any():
+                picked = np.flatnonzero(wanted)
+                try:
+                    unit, norms = backend.unit_rows(_pick(block.rows, picked), centre)
+                except NonFiniteRowError as error:
+                    row = block.start + int(picked[error.index])
+                    raise CheckpointError(
+                        f"row {row} holds a NaN or an infinity, so no statistic over it exists"
+                    ) from None
+                made += [(a, a.summarize(UnitBlock(unit, norms, backend))) for a in targets]
+        block.release()
+        return made
+
+    waiting: deque[Future[list[tuple[Accumulator, Any]]]] = deque()
+    with (
+        one_thread_per_block(),
+        ThreadPoolExecutor(backend.threads, "rows", initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        try:
+            for block in blocks:
+                waiting.append(pool.submit(work, block))
+                if len(waiting) > backend.threads:
+                    yield waiting.popleft().result()
+            while waiting:
+                yield waiting.popleft().result()
+        finally:
+            for future in waiting:
+                future.cancel()
+
+
+def _pick(rows: torch.Tensor, picked: NDArray[np.int64]) -> torch.Tensor:
+    """Those rows (k, m): a view when they are consecutive, as they are everywhere but around padding inside a vocabulary."""
+    import torch
+
+    first, last = int(picked[0]), int(picked[-1])
+    return rows[first : last + 1] if last - first + 1 == len(picked) else rows[torch.from_numpy(picked)]

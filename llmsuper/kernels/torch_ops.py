@@ -1,0 +1,70 @@
+"""The operations on whatever device torch has."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from llmsuper.kernels import NonFiniteRowError
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+SAFE_NORMS = (1e-15, 1e15)
+"""Norms between these have squares that neither over- nor underflow in float32, and reciprocals that exist."""
+
+
+def unit_rows(
+    rows: torch.Tensor, *, dtype: str, device: str, centre: NDArray[np.float64] | None
+) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """One conversion, one norm, one division. See `kernels.Operations`."""
+    x = rows.to(device=device, dtype=getattr(torch, dtype))  # (b, m)
+    if centre is not None:
+        x = x - torch.from_numpy(centre).to(x)
+    norms = torch.linalg.vector_norm(x, dim=1)
+    least, most = SAFE_NORMS
+    if centre is not None:
+        # a row this close to the centre has lost its direction to rounding
+        least = max(least, 16 * torch.finfo(x.dtype).eps * float(np.linalg.norm(centre)))
+    if bool(((norms > least) & (norms < most)).all()):
+        inverse = norms.reciprocal()[:, None]
+        unit = x * inverse if x.data_ptr() == rows.data_ptr() else x.mul_(inverse)
+        return unit, norms.double().cpu().numpy()
+    return _unusual_rows(rows, x, centre)
+
+
+def _unusual_rows(
+    rows: torch.Tensor, x: torch.Tensor, centre: NDArray[np.float64] | None
+) -> tuple[torch.Tensor, NDArray[np.float64]]:
+    """A block with a zero, tiny, huge or non-finite row, in float64 and scaled by each row's largest entry."""
+    finite = torch.isfinite(rows).all(dim=1)
+    if not bool(finite.all()):
+        raise NonFiniteRowError(int(torch.nonzero(~finite)[0]))
+    wide = rows.to(device=x.device, dtype=torch.float64)
+    present = wide.abs().amax(dim=1) > 0
+    if centre is not None:
+        middle = torch.from_numpy(centre).to(wide)
+        wide = wide - middle
+        floor = 16 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(middle)
+        present &= torch.linalg.vector_norm(wide, dim=1) > floor
+    scale = torch.where(present, wide.abs().amax(dim=1), 1.0)[:, None]
+    scaled = torch.where(present[:, None], wide / scale, 0.0)
+    lengths = torch.linalg.vector_norm(scaled, dim=1)
+    unit = torch.where(present[:, None], scaled / lengths[:, None], 0.0)
+    return unit.to(x.dtype), (lengths * scale[:, 0]).cpu().numpy()
+
+
+def gram(unit: torch.Tensor) -> Any:
+    """Ûᵀ Û. On the CPU numpy's product of a matrix with its own transpose: SYRK, half the work, the GIL released."""
+    if unit.device.type == "cpu":
+        x = unit.numpy()
+        return np.matmul(x.T, x)
+    # IEEE float32 on a GPU too: tensor cores would truncate the inputs to TF32, 1.4e-3 off
+    before = torch.backends.cuda.matmul.allow_tf32
+    torch.backends.cuda.matmul.allow_tf32 = False
+    try:
+        return unit.T @ unit
+    finally:
+        torch.backends.cuda.matmul.allow_tf32 = before

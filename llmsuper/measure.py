@@ -1,0 +1,270 @@
+"""Measures one catalog entry, or many with resume, into HeadRecords."""
+
+from __future__ import annotations
+
+import time
+from contextlib import closing
+from dataclasses import asdict, dataclass
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from llmsuper import __version__
+from llmsuper.errors import CheckpointError, HubError, LlmsuperError, lookup
+from llmsuper.geometry import ACCUMULATORS
+from llmsuper.geometry.overlap import MeanRowAccumulator
+from llmsuper.geometry.passes import one_pass
+from llmsuper.hub.locate import INDEX, locate_head
+from llmsuper.hub.repository import open_repository
+from llmsuper.hub.source import LocalFile
+from llmsuper.hub.stream import stream_rows
+from llmsuper.hub.vocabulary import files_needed, read_vocabulary
+from llmsuper.kernels import choose_backend, choose_precision
+from llmsuper.types import HeadRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from llmsuper.hub.repository import Repository
+    from llmsuper.kernels import Backend
+    from llmsuper.store import ResultStore
+    from llmsuper.types import HeadLocation, ModelEntry, RowBlock, RowRule
+
+Watch: TypeAlias = "Callable[[HeadLocation], Callable[[int], None]]"
+"""Called once the head is located; what it returns is called with each count of bytes read, a pass of rows at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What to measure and how: everything about a run that is not a model."""
+
+    statistics: tuple[str, ...] = tuple(ACCUMULATORS)
+    row_rule: RowRule = "tokens"
+    lm_head: str | None = None
+    """Measure this tensor, whatever it is, instead of the head."""
+    backend: str = "auto"
+    device: str = "auto"
+    max_bytes: int | None = None
+    """Refuse a head that would move more bytes than this over the network."""
+
+    def __post_init__(self) -> None:
+        for name in self.statistics:
+            lookup(ACCUMULATORS, name, "statistic")
+
+
+@dataclass(frozen=True, slots=True)
+class HeadPlan:
+    """What measuring one head would move over the network, from headers alone."""
+
+    location: HeadLocation
+    origin: str
+    """`hub`, `hub-cache` or `local`."""
+    head_bytes: int
+    """0 for a file that is already on this machine."""
+    other_bytes: int
+    """Header, index, config and tokenizer files that are not yet in the Hub cache."""
+
+    @property
+    def total_bytes(self) -> int:
+        return self.head_bytes + self.other_bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What became of one entry: a record, measured now or earlier, or the error that stopped it."""
+
+    entry: ModelEntry
+    record: HeadRecord | None = None
+    stored: bool = False
+    """True when the record was in the store already."""
+    error: LlmsuperError | None = None
+
+
+def plan_head(entry: ModelEntry, lm_head: str | None = None) -> HeadPlan:
+    """Where the head of `entry` is and what measuring it would move. Reads headers, the shard index and config.json only."""
+    repository = open_repository(entry)
+    small = ("config.json", INDEX, *files_needed(repository.files))
+    other = repository.uncached_bytes(small)  # asked before `locate_head` fetches some of them
+    location = locate_head(repository, tensor=lm_head)
+    with closing(repository.open(location.file)) as source:
+        remote = not isinstance(source, LocalFile)
+        return HeadPlan(location, repository.origin, location.nbytes if remote else 0, other + source.moved)
+
+
+def measure_head(entry: ModelEntry, settings: Settings | None = None, watch: Watch | None = None) -> HeadRecord:
+    """Find, stream and measure one head. Raises the `LlmsuperError` that stopped it."""
+    settings = settings or Settings()
+    repository = open_repository(entry)
+    return _measure(repository, settings, watch)
+
+
+def measure_heads(
+    entries: Iterable[ModelEntry],
+    store: ResultStore,
+    settings: Settings | None = None,
+    *,
+    force: bool = False,
+    watch: Watch | None = None,
+) -> Iterator[Outcome]:
+    """Measure each entry that has no record yet and store it; one outcome an entry, as soon as it is known.
+
+    A head counts as measured when the store has a record of the same repo, commit, rows rule, tensor and version of
+    llmsuper that holds every statistic asked for. An error stops its own entry and no other.
+    """
+    settings = settings or Settings()
+    store.check_writable()
+    for entry in entries:
+        try:
+            repository = open_repository(entry)
+            found = None if force else _stored(store, repository, settings)
+            if found is not None:
+                yield Outcome(entry, found, stored=True)
+                continue
+            record = _measure(repository, settings, watch)
+        except LlmsuperError as error:
+            yield Outcome(entry, error=error)
+            continue
+        try:
+            store.put(record)
+        except LlmsuperError as error:
+            yield Outcome(entry, record, error=error)  # measured, though not kept: the caller can still print it
+            continue
+        yield Outcome(entry, record)
+
+
+def _stored(store: ResultStore, repository: Repository, settings: Settings) -> HeadRecord | None:
+    record = store.find(
+        repo=repository.entry.repo,
+        commit=repository.commit,
+        row_rule=settings.row_rule,
+        version=__version__,
+        tensor=settings.lm_head,
+    )
+    has_all = record is not None and set(settings.statistics) <= set(record.statistics[record.row_class])
+    return record if has_all else None
+
+
+def _measure(repository: Repository, settings: Settings, watch: Watch | None) -> HeadRecord:
+    began = time.monotonic()
+    location = locate_head(repository, tensor=settings.lm_head)
+    tensor, entry = location.tensor, location.entry
+    mask, row_source, row_notes = _token_rows(repository, location, settings)
+    precision = choose_precision(location.rows, location.columns, tensor.dtype)
+    backend = choose_backend(settings.backend, settings.device, precision)
+    with closing(repository.open(location.file)) as source:
+        if (
+            settings.max_bytes is not None
+            and not isinstance(source, LocalFile)
+            and location.nbytes > settings.max_bytes
+        ):
+            raise HubError(
+                f"{entry.name}: {tensor.name!r} has {location.nbytes:,} bytes to move, --max-bytes allows "
+                f"{settings.max_bytes:,}. Raise it, or leave the model out with --exclude."
+            )
+        centred = any(ACCUMULATORS[name].centred for name in settings.statistics)
+        stream = stream_rows(location, source, on_bytes=watch(location) if watch else None, keep=centred)
+        try:
+            statistics = measure_rows(stream, settings.statistics, backend, mask=mask, row_rule=settings.row_rule)
+        except CheckpointError as error:
+            raise CheckpointError(f"{entry.name}, {location.file}, {tensor.name!r}: {error}") from error
+        moved, requests = source.moved, source.requests
+    return HeadRecord(
+        repo=entry.repo,
+        revision=entry.revision,
+        commit=location.commit,
+        family=entry.family,
+        width=entry.width,
+        file=location.file,
+        tensor=tensor.name,
+        dtype=tensor.dtype,
+        tied=location.tied,
+        rows=location.rows,
+        columns=location.columns,
+        row_rule=settings.row_rule,
+        row_class="all" if mask is None else settings.row_rule,
+        row_source=row_source,
+        padding_rows=0 if mask is None else int((~mask).sum()),
+        statistics=statistics,
+        notes=location.notes + row_notes,
+        made_by={
+            "tool": "llmsuper",
+            "version": __version__,
+            "backend": backend.name,
+            "device": backend.device,
+            "precision": backend.precision,
+            "tensor_by_name": settings.lm_head is not None,
+            "bytes_moved": moved,
+            "requests": requests,
+            "seconds": round(time.monotonic() - began, 3),
+            "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        },
+    )
+
+
+def _token_rows(
+    repository: Repository, location: HeadLocation, settings: Settings
+) -> tuple[NDArray[np.bool_] | None, str, tuple[str, ...]]:
+    """(n,) True for rows that a token has, or None where no tokenizer says so; where that is known from; what to note."""
+    if settings.lm_head:
+        return None, "every row: the tensor was asked for by name", ()
+    try:
+        vocabulary = read_vocabulary(repository)
+    except CheckpointError as error:
+        if settings.row_rule == "tokens":
+            raise
+        return None, f"every stored row: {error}", ()
+    if vocabulary is None:
+        return None, "every stored row: the checkpoint comes without tokenizer files", ()
+    mask = vocabulary.mask(location.rows, location.row_ids)
+    if not mask.any():
+        raise CheckpointError(
+            f"{location.entry.name}: no row of {location.tensor.name!r} is a token of {', '.join(vocabulary.files)}. "
+            "Take every stored row with --rows all, or name the right tensor with --lm-head."
+        )
+    beyond = vocabulary.without_row(location.rows, location.row_ids)
+    notes = (f"the tokenizer has {beyond} ids beyond the head's {location.rows} rows.",) if beyond else ()
+    return mask, ", ".join(vocabulary.files), notes
+
+
+def measure_rows(
+    blocks: Iterable[RowBlock],
+    statistics: Sequence[str],
+    backend: Backend,
+    *,
+    mask: NDArray[np.bool_] | None = None,
+    row_rule: RowRule = "all",
+) -> dict[str, dict[str, dict[str, Any]]]:
+    """Statistics by row class (`tokens`, `all`), then by name. `blocks` is iterated once, or twice for a centred statistic.
+
+    mask: (n,) True for the rows that are tokens; None when that is not known, and then there is the class `all` alone.
+    Both classes come from one pass. A centred statistic needs the mean row of its own class first, so it is measured for
+    the class asked for by `row_rule` alone, unless no row is padding and the classes are the same.
+    """
+    plain = [name for name in statistics if not ACCUMULATORS[name].centred]
+    centred = [name for name in statistics if ACCUMULATORS[name].centred]
+    kinds = [ACCUMULATORS[name] for name in plain] + ([MeanRowAccumulator] if centred else [])
+    chosen, padding = [kind() for kind in kinds], [kind() for kind in kinds]
+    over_tokens = one_pass(blocks, chosen, backend=backend, mask=mask, others=padding if mask is not None else ())
+    for accumulator, other in zip(chosen, padding, strict=True):
+        accumulator.merge(other)
+    over_all = [accumulator.compute() for accumulator in chosen]
+    no_padding = mask is None or bool(mask.all())
+    of_tokens = row_rule == "tokens" or no_padding
+
+    found = {"all": _named(plain, over_all)}
+    if mask is not None:
+        found["tokens"] = _named(plain, over_tokens)
+    if centred:
+        again = [ACCUMULATORS[name]() for name in centred]
+        mean_row = (over_tokens if of_tokens else over_all)[-1]
+        computed = one_pass(blocks, again, backend=backend, centre=mean_row, mask=mask if of_tokens else None)
+        for row_class in found:
+            if no_padding or row_class == row_rule:
+                found[row_class] |= _named(centred, computed)
+    return found
+
+
+def _named(names: Sequence[str], computed: Sequence[Any]) -> dict[str, dict[str, Any]]:
+    return {name: asdict(statistic) for name, statistic in zip(names, computed, strict=False)}

@@ -1,0 +1,137 @@
+"""Keeps records as one JSON file each, and shows them as one DataFrame."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import tempfile
+from dataclasses import asdict, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from llmsuper.errors import LlmsuperError
+from llmsuper.types import HeadRecord
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    import pandas as pd
+
+
+class ResultStore:
+    """A folder of head records, one file per (repo, commit, tensor, rows rule, version of llmsuper).
+
+    A record is written to a temporary file, flushed to disk and renamed: if it exists, it is complete. That is the whole
+    resume protocol; two processes may share a folder.
+    """
+
+    def __init__(self, folder: Path | str) -> None:
+        self.folder = Path(folder)
+
+    def check_writable(self) -> None:
+        """Raises `LlmsuperError` now, before anything is measured, if no record could be written later."""
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            with tempfile.TemporaryFile(dir=self.folder):
+                pass
+
+    def put(self, record: HeadRecord) -> Path:
+        """Write one record, replacing the one with the same key. Raises `LlmsuperError` if the folder cannot be written."""
+        path = self.folder / file_name(record)
+        with self._writing():
+            self.folder.mkdir(parents=True, exist_ok=True)
+            descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
+            try:
+                with os.fdopen(descriptor, "w", encoding="utf-8") as file:
+                    file.write(to_json(record, indent=1) + "\n")
+                    file.flush()
+                    os.fsync(file.fileno())
+                Path(temporary).chmod(0o644)
+                Path(temporary).replace(path)
+            except BaseException:
+                Path(temporary).unlink(missing_ok=True)
+                raise
+        return path
+
+    def records(self) -> Iterator[HeadRecord]:
+        """Every record, in the order of file names. Raises `LlmsuperError` for a file that is not a record."""
+        for path in sorted(self.folder.glob("*.json")):
+            yield _read(path)
+
+    def find(
+        self, *, repo: str, commit: str, row_rule: str, version: str, tensor: str | None = None
+    ) -> HeadRecord | None:
+        """The record of that head made by that version; without `tensor`, of the tensor that was found to be the head."""
+        start = _slug(repo, commit)
+        for path in sorted(self.folder.glob(f"{start}.*.{row_rule}.json")):
+            record = _read(path)
+            same = (record.repo, record.commit, record.row_rule, record.made_by.get("version"))
+            by_name = record.made_by.get("tensor_by_name", False)
+            if same == (repo, commit, row_rule, version) and (record.tensor == tensor if tensor else not by_name):
+                return record
+        return None
+
+    def frame(self) -> pd.DataFrame:
+        """One row per record; statistics become columns such as `overlap.mean_squared_overlap`."""
+        import pandas as pd
+
+        return pd.DataFrame([flat(record) for record in self.records()])
+
+    def _writing(self) -> _Writing:
+        return _Writing(self.folder)
+
+
+class _Writing:
+    """Turns an OSError into the one error that says which folder and what to do."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+
+    def __enter__(self) -> None: ...
+
+    def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
+        if isinstance(error, OSError):
+            raise LlmsuperError(
+                f"results folder {self.folder}: cannot be written ({error.strerror}). "
+                "Free it, or name another one with --results DIR."
+            ) from error
+
+
+def file_name(record: HeadRecord) -> str:
+    """The record's key as a file name: repo, commit, version of llmsuper, tensor, rows rule."""
+    version = record.made_by["version"]
+    return f"{_slug(record.repo, record.commit)}.{_safe(f'v{version}')}.{_safe(record.tensor)}.{record.row_rule}.json"
+
+
+def to_json(record: HeadRecord, indent: int | None = None) -> str:
+    """The record as JSON; floats to the last digit, and never NaN."""
+    return json.dumps(asdict(record), indent=indent, allow_nan=False)
+
+
+def flat(record: HeadRecord) -> dict[str, Any]:
+    """The record without nesting: its plain fields, and `name.field` for each number of each statistic."""
+    plain = {
+        f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("statistics", "notes", "made_by")
+    }
+    for name, values in record.statistics[record.row_class].items():
+        plain |= {f"{name}.{key}": value for key, value in values.items() if not isinstance(value, (list, dict))}
+    return plain
+
+
+def _slug(repo: str, commit: str) -> str:
+    return f"{_safe(repo.replace('/', '--'))}@{commit[:18]}"
+
+
+def _safe(text: str) -> str:
+    return re.sub(r"[^\w.\-]+", "-", text).strip("-.")
+
+
+def _read(path: Path) -> HeadRecord:
+    try:
+        loaded = json.loads(path.read_text(encoding="utf-8"))
+        return HeadRecord(**{**loaded, "notes": tuple(loaded["notes"])})
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        raise LlmsuperError(
+            f"{path}: is not a record of llmsuper ({type(error).__name__}: {error}). Move it out of the results folder."
+        ) from error
