@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import time
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
 
-from llmsuper import __version__
 from llmsuper.errors import CheckpointError, HubError, LlmsuperError, lookup
 from llmsuper.geometry import ACCUMULATORS
 from llmsuper.geometry.overlap import MeanRowAccumulator
 from llmsuper.geometry.passes import one_pass
-from llmsuper.hub.locate import INDEX, locate_head
+from llmsuper.hub.locate import INDEX, SINGLE, locate_head
 from llmsuper.hub.repository import open_repository
 from llmsuper.hub.source import LocalFile
 from llmsuper.hub.stream import stream_rows
 from llmsuper.hub.vocabulary import files_needed, read_vocabulary
 from llmsuper.kernels import choose_backend, choose_precision
 from llmsuper.types import HeadRecord
+from llmsuper.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -85,7 +85,8 @@ class Outcome:
 def plan_head(entry: ModelEntry, lm_head: str | None = None) -> HeadPlan:
     """Where the head of `entry` is and what measuring it would move. Reads headers, the shard index and config.json only."""
     repository = open_repository(entry)
-    small = ("config.json", INDEX, *files_needed(repository.files))
+    index = () if SINGLE in repository.files else (INDEX,)
+    small = ("config.json", *index, *(() if lm_head else files_needed(repository.files)))
     other = repository.uncached_bytes(small)  # asked before `locate_head` fetches some of them
     location = locate_head(repository, tensor=lm_head)
     with closing(repository.open(location.file)) as source:
@@ -111,18 +112,22 @@ def measure_heads(
     """Measure each entry that has no record yet and store it; one outcome an entry, as soon as it is known.
 
     A head counts as measured when the store has a record of the same repo, commit, rows rule, tensor and version of
-    llmsuper that holds every statistic asked for. An error stops its own entry and no other.
+    llmsuper that holds every statistic asked for. What a record holds besides is measured again with the rest, so that
+    nothing stored is lost. An error stops its own entry and no other; a backend that cannot run here stops the run.
     """
     settings = settings or Settings()
+    choose_backend(settings.backend, settings.device)
     store.check_writable()
     for entry in entries:
         try:
             repository = open_repository(entry)
-            found = None if force else _stored(store, repository, settings)
-            if found is not None:
+            found = _stored(store, repository, settings)
+            held = set(found.statistics[found.row_class]) if found is not None else set()
+            if found is not None and held >= set(settings.statistics) and not force:
                 yield Outcome(entry, found, stored=True)
                 continue
-            record = _measure(repository, settings, watch)
+            wanted = tuple(name for name in ACCUMULATORS if name in held or name in settings.statistics)
+            record = _measure(repository, replace(settings, statistics=wanted), watch)
         except LlmsuperError as error:
             yield Outcome(entry, error=error)
             continue
@@ -135,15 +140,13 @@ def measure_heads(
 
 
 def _stored(store: ResultStore, repository: Repository, settings: Settings) -> HeadRecord | None:
-    record = store.find(
+    return store.find(
         repo=repository.entry.repo,
         commit=repository.commit,
         row_rule=settings.row_rule,
         version=__version__,
         tensor=settings.lm_head,
     )
-    has_all = record is not None and set(settings.statistics) <= set(record.statistics[record.row_class])
-    return record if has_all else None
 
 
 def _measure(repository: Repository, settings: Settings, watch: Watch | None) -> HeadRecord:

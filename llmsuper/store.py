@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -62,13 +63,12 @@ class ResultStore:
     def find(
         self, *, repo: str, commit: str, row_rule: str, version: str, tensor: str | None = None
     ) -> HeadRecord | None:
-        """The record of that head made by that version; without `tensor`, of the tensor that was found to be the head."""
-        start = _slug(repo, commit)
-        for path in sorted(self.folder.glob(f"{start}.*.{row_rule}.json")):
+        """The record made by that version: of the tensor that was found to be the head, or of `tensor`, asked for by name."""
+        for path in sorted(self.folder.glob(f"{_slug(repo, commit)}.*.{row_rule}.json")):
             record = _read(path)
             same = (record.repo, record.commit, record.row_rule, record.made_by.get("version"))
-            by_name = record.made_by.get("tensor_by_name", False)
-            if same == (repo, commit, row_rule, version) and (record.tensor == tensor if tensor else not by_name):
+            named = record.tensor if _by_name(record) else None
+            if same == (repo, commit, row_rule, version) and named == tensor:
                 return record
         return None
 
@@ -93,15 +93,19 @@ class _Writing:
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         if isinstance(error, OSError):
             raise LlmsuperError(
-                f"results folder {self.folder}: cannot be written ({error.strerror}). "
+                f"results folder {self.folder}: cannot be written ({error.strerror or error}). "
                 "Free it, or name another one with --results DIR."
             ) from error
 
 
 def file_name(record: HeadRecord) -> str:
-    """The record's key as a file name: repo, commit, version of llmsuper, tensor, rows rule."""
-    version = record.made_by["version"]
-    return f"{_slug(record.repo, record.commit)}.{_safe(f'v{version}')}.{_safe(record.tensor)}.{record.row_rule}.json"
+    """The record's key as a file name: repo, commit, version of llmsuper, tensor, rows rule.
+
+    A tensor asked for by name has a record of its own, even where it is the head: its rows are not told from padding.
+    """
+    tensor = _safe(record.tensor) + (".by-name" if _by_name(record) else "")
+    version = _safe(f"v{record.made_by['version']}")
+    return f"{_slug(record.repo, record.commit)}.{version}.{tensor}.{record.row_rule}.json"
 
 
 def to_json(record: HeadRecord, indent: int | None = None) -> str:
@@ -123,8 +127,16 @@ def _slug(repo: str, commit: str) -> str:
     return f"{_safe(repo.replace('/', '--'))}@{commit[:18]}"
 
 
-def _safe(text: str) -> str:
-    return re.sub(r"[^\w.\-]+", "-", text).strip("-.")
+def _safe(text: str, most: int = 80) -> str:
+    """`text` as a part of a file name; a digest stands for what is odd in it, or too long for a file system."""
+    safe = re.sub(r"[^\w.\-]+", "-", text, flags=re.ASCII).strip("-.")
+    if safe == text and len(text) <= most:
+        return text
+    return f"{safe[-most:]}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
+
+
+def _by_name(record: HeadRecord) -> bool:
+    return bool(record.made_by.get("tensor_by_name", False))
 
 
 def _read(path: Path) -> HeadRecord:

@@ -6,12 +6,12 @@ from typing import Any
 
 import click
 
-from llmsuper import __version__
 from llmsuper.cli.demo import demo
 from llmsuper.cli.models import models
 from llmsuper.cli.overlap import overlap
 from llmsuper.cli.plan import plan
 from llmsuper.errors import LlmsuperError
+from llmsuper.version import __version__
 
 
 class Verbs(click.Group):

@@ -151,9 +151,13 @@ def _value(record: HeadRecord, statistic: str, field: str, form: str) -> str:
     return "–" if found[field] is None else format(found[field], form)
 
 
+def _name(record: HeadRecord) -> str:
+    return record.repo if record.revision == "main" else f"{record.repo}@{record.revision}"
+
+
 def _columns(width: int) -> list[Column[HeadRecord]]:
     return [
-        Column("model", width, lambda r: r.repo if r.revision == "main" else f"{r.repo}@{r.revision}", left=True),
+        Column("model", width, _name, left=True),
         Column("rows", 7, lambda r: count(r.rows - (r.padding_rows if r.row_class == "tokens" else 0))),
         Column("padding", 7, lambda r: count(r.padding_rows)),
         Column("m", 6, lambda r: count(r.columns)),
@@ -167,4 +171,4 @@ def _columns(width: int) -> list[Column[HeadRecord]]:
 
 
 def _as_value(record: HeadRecord) -> str:
-    return f"{record.repo}\t{_value(record, 'overlap', 'mean_squared_overlap', '.17g')}"
+    return f"{_name(record)}\t{_value(record, 'overlap', 'mean_squared_overlap', '.17g')}"

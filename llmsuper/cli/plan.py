@@ -56,18 +56,22 @@ def plan(
     failures.close()
 
 
+def _place(found: HeadPlan) -> str:
+    location = found.location
+    return f"{location.tensor.name}{' (tied)' if location.tied else ''} in {location.file}"
+
+
 def _columns(width: int) -> list[Column[HeadPlan]]:
     return [
         Column("model", width, lambda p: p.location.entry.name, left=True),
         Column("commit", 7, lambda p: p.location.commit.removeprefix("local-")[:7], left=True),
-        Column("file", 16, lambda p: p.location.file, left=True),
-        Column("tensor", 14, lambda p: p.location.tensor.name + (" (tied)" if p.location.tied else ""), left=True),
         Column("dtype", 5, lambda p: p.location.tensor.dtype, left=True),
         Column("rows", 7, lambda p: count(p.location.rows)),
         Column("columns", 7, lambda p: count(p.location.columns)),
         Column("head", 13, lambda p: count(p.location.nbytes)),
         Column("to move", 13, lambda p: count(p.total_bytes)),
         Column("checkpoint", 15, lambda p: count(p.location.checkpoint_bytes)),
+        Column("tensor", 0, _place, left=True),  # last, for its length is anybody's guess
     ]
 
 

@@ -6,7 +6,7 @@ A model list is one TOML file of a family: what stands above `models` holds for 
     rows = 50272
     models = [{ repo = "facebook/opt-350m", width = 1024, columns = 512, lists = ["liu2025"] }]
     [sources]
-    width = "arXiv:2205.01068 table 1"
+    width = "config.json"
 
 `lists.toml` says what each named list is. The Hub's client is imported when a pattern needs the Hub, and torch never.
 """

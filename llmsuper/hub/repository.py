@@ -80,7 +80,7 @@ class HubRepository:
         _require(self, file)
         from huggingface_hub import hf_hub_download
 
-        from llmsuper import __version__
+        from llmsuper.version import __version__
 
         with hub_errors(f"{self.entry.repo}@{self.commit[:7]}/{file}", self.entry.repo):
             return Path(
@@ -157,7 +157,7 @@ def _open_hub(entry: ModelEntry, token: str | None) -> HubRepository:
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
 
-    from llmsuper import __version__
+    from llmsuper.version import __version__
 
     api = HfApi(token=token, library_name="llmsuper", library_version=__version__)
     name = f"{entry.repo}@{entry.revision}"

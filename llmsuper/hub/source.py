@@ -102,7 +102,7 @@ class HubFile:
         from huggingface_hub import hf_hub_url
         from huggingface_hub.utils import build_hf_headers
 
-        from llmsuper import __version__
+        from llmsuper.version import __version__
 
         self.name = f"{repo}@{commit[:7]}/{file}"
         self.moved = 0

@@ -81,8 +81,11 @@ def one_head(measured: Measured) -> Figure:
 FIGURES: dict[str, Callable[..., Figure]] = {"one_head": one_head}
 
 
+DATES: dict[str, dict[str, str | None]] = {".svg": {"Date": None}, ".pdf": {"CreationDate": None}}
+"""What leaves the date out of a figure, by the suffix of its file."""
+
+
 def save(figure: Figure, path: Path) -> None:
     """Write the figure in the format of the file's suffix, without a date, so that a re-run gives the same bytes."""
     with mpl.rc_context(STYLE):
-        metadata: dict[str, str | None] = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, metadata=metadata, facecolor="white")
+        figure.savefig(path, metadata=DATES.get(path.suffix.lower(), {}), facecolor="white")

@@ -1,0 +1,255 @@
+"""The five laws, over every row of ACCUMULATORS: split, merge, order, scale, brute force."""
+
+from __future__ import annotations
+
+from dataclasses import asdict
+from itertools import pairwise
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from llmsuper.errors import CheckpointError
+from llmsuper.geometry import ACCUMULATORS
+from llmsuper.geometry.blocks import UnitBlock
+from llmsuper.geometry.bounds import isotropic_variance, welch_floor
+from llmsuper.geometry.overlap import MeanRowAccumulator
+from llmsuper.geometry.passes import one_pass
+from llmsuper.kernels import choose_backend
+from llmsuper.measure import measure_rows
+from llmsuper.types import RowBlock
+from tests.brute import BRUTE
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable
+
+    from numpy.typing import NDArray
+
+TOLERANCE = {"float32": 3e-5, "float64": 1e-9}
+"""Relative, and absolute for what should be near 0. Rows with a common direction lose two digits when it is taken away."""
+
+few = settings(deadline=None, max_examples=15)
+every_statistic = pytest.mark.parametrize("name", sorted(ACCUMULATORS))
+every_precision = pytest.mark.parametrize("precision", sorted(TOLERANCE))
+
+KINDS: dict[str, Callable[[NDArray[np.float64], np.random.Generator], NDArray[np.float64]]] = {
+    "ordinary": lambda W, _: W,
+    "common direction": lambda W, rng: W + 3 * rng.standard_normal(W.shape[1]),
+    "heavy-tailed norms": lambda W, rng: W * 10 ** rng.standard_normal((len(W), 1)),
+    "near duplicates": lambda W, _: W[np.arange(len(W)) % max(3, len(W) // 2)] + 1e-2 * W,
+    "zero rows": lambda W, rng: W * (rng.permutation(len(W)) < max(3, len(W) // 2))[:, None],
+    "tiny": lambda W, _: W * 1e-30,
+    "huge": lambda W, _: W * 1e30,
+}
+
+
+@st.composite
+def matrices(draw: st.DrawFn, kinds: Iterable[str] = KINDS) -> NDArray[np.float64]:
+    """(n, m) float64 with values that float32 has too; 3 ≤ n ≤ 24, m ≤ 8, at least three rows that are not zero."""
+    n, m = draw(st.integers(3, 24)), draw(st.integers(1, 8))
+    rng = np.random.default_rng(draw(st.integers(0, 2**32)))
+    W = KINDS[draw(st.sampled_from(list(kinds)))](rng.standard_normal((n, m)), rng)
+    return W.astype(np.float32).astype(np.float64)
+
+
+def blocks_of(W: NDArray[np.float64], cuts: Iterable[int] = ()) -> list[RowBlock]:
+    edges = [0, *sorted(set(cuts) - {0, len(W)}), len(W)]
+    return [RowBlock(a, torch.from_numpy(W[a:b])) for a, b in pairwise(edges)]
+
+
+def statistic(
+    name: str, W: NDArray[np.float64], precision: Any = "float64", cuts: Iterable[int] = ()
+) -> dict[str, Any]:
+    """The statistic as `llmsuper overlap` takes it, from float64 rows in blocks that end at `cuts`."""
+    return measure_rows(blocks_of(W, cuts), [name], choose_backend(precision=precision))["all"][name]
+
+
+def assert_same(found: Any, wanted: Any, tolerance: float, where: str = "") -> None:
+    """Equal counts and Nones; floats to the tolerance."""
+    if isinstance(wanted, dict):
+        assert list(found) == list(wanted), where
+        for key, value in wanted.items():
+            assert_same(found[key], value, tolerance, f"{where}.{key}")
+    elif isinstance(wanted, (list, tuple)):
+        assert len(found) == len(wanted), where
+        for k, value in enumerate(wanted):
+            assert_same(found[k], value, tolerance, f"{where}[{k}]")
+    elif isinstance(wanted, float):
+        scale = min(1.0, abs(wanted)) if abs(wanted) < 1e-20 else 1.0  # norms of tiny rows are tiny
+        assert found == pytest.approx(wanted, rel=tolerance, abs=tolerance * scale), where
+    else:
+        assert found == wanted, where
+
+
+def test_every_statistic_has_a_brute_force() -> None:
+    missing = sorted(set(ACCUMULATORS) - set(BRUTE))
+    assert not missing, f"add the brute force of {missing} to BRUTE in tests/brute.py, and the five laws run on them"
+    assert set(BRUTE) == set(ACCUMULATORS)
+
+
+# the five laws
+
+
+@every_statistic
+@every_precision
+@few
+@given(W=matrices(), cuts=st.sets(st.integers(1, 23)))
+def test_split(name: str, precision: str, W: NDArray[np.float64], cuts: set[int]) -> None:
+    """Where the blocks end does not matter."""
+    whole = statistic(name, W, precision)
+    assert_same(statistic(name, W, precision, {c for c in cuts if c < len(W)}), whole, TOLERANCE[precision])
+
+
+@every_statistic
+@every_precision
+@few
+@given(W=matrices(), data=st.data())
+def test_merge(name: str, precision: str, W: NDArray[np.float64], data: st.DataObject) -> None:
+    """Accumulators that saw some rows each, merged in any order, hold what one that saw them all would hold."""
+    backend = choose_backend(precision=precision)  # type: ignore[arg-type]
+    centre = one_pass(blocks_of(W), [MeanRowAccumulator()], backend=backend)[0] if ACCUMULATORS[name].centred else None
+    blocks = blocks_of(W, data.draw(st.sets(st.integers(1, len(W) - 1), max_size=4)))
+    accumulators = [ACCUMULATORS[name]() for _ in range(len(blocks) + 1)]  # the last one sees nothing
+    for accumulator, block in zip(accumulators, blocks, strict=False):
+        accumulator.update(UnitBlock(*backend.unit_rows(block.rows, centre), backend))
+    while len(accumulators) > 1:
+        k = data.draw(st.integers(0, len(accumulators) - 2))
+        accumulators[k].merge(accumulators.pop(k + 1))
+    assert_same(asdict(accumulators[0].compute()), statistic(name, W, precision), TOLERANCE[precision])
+
+
+@every_statistic
+@every_precision
+@few
+@given(W=matrices(), data=st.data())
+def test_order(name: str, precision: str, W: NDArray[np.float64], data: st.DataObject) -> None:
+    """The order of the rows does not matter."""
+    order = data.draw(st.permutations(range(len(W))))
+    assert_same(statistic(name, W[order], precision, {2}), statistic(name, W, precision, {2}), TOLERANCE[precision])
+
+
+@every_statistic
+@every_precision
+@pytest.mark.parametrize("c", [2.0**-3, 0.37, 3.7e4, 1e-25, 1e25])
+@few
+@given(W=matrices(kinds=sorted(set(KINDS) - {"tiny", "huge"})))
+def test_scale(name: str, precision: str, c: float, W: NDArray[np.float64]) -> None:
+    """W → cW: fields that are lengths become c times as large, the others stay."""
+    brute = BRUTE[name]
+    wanted, found = statistic(name, W, precision), statistic(name, c * W, precision)
+    scaled = {k: _times(v, c) if k in brute.scales else v for k, v in wanted.items() if k not in brute.absolute}
+    assert_same({k: found[k] for k in scaled}, scaled, TOLERANCE[precision])
+
+
+def _times(value: Any, c: float) -> Any:
+    if isinstance(value, dict):
+        return {k: _times(v, c) for k, v in value.items()}
+    return [_times(v, c) for v in value] if isinstance(value, list) else c * value
+
+
+@every_statistic
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@few
+@given(W=matrices(), cuts=st.sets(st.integers(1, 23), max_size=3))
+def test_brute_force(name: str, backend: str, W: NDArray[np.float64], cuts: set[int]) -> None:
+    """Float64 from end to end, against loops over rows and pairs."""
+    chosen = choose_backend(backend, precision="float64")
+    found = measure_rows(blocks_of(W, {c for c in cuts if c < len(W)}), [name], chosen)["all"][name]
+    assert_same(found, BRUTE[name].function(W), TOLERANCE["float64"])
+
+
+# what follows from the definitions
+
+
+@few
+@given(W=matrices())
+def test_welch(W: NDArray[np.float64]) -> None:
+    """m × mean squared overlap ≥ (n − m) / (n − 1), for any rows at all."""
+    for name in ("overlap", "centred_overlap"):
+        found = statistic(name, W)
+        n, m = found["rows"], found["columns"]
+        assert m * found["mean_squared_overlap"] >= (n - m) / (n - 1) - 1e-12
+
+
+@given(m=st.integers(1, 6), copies=st.integers(2, 5), seed=st.integers(0, 2**32))
+@few
+def test_welch_is_reached_by_a_tight_frame(m: int, copies: int, seed: int) -> None:
+    basis, _ = np.linalg.qr(np.random.default_rng(seed).standard_normal((m, m)))
+    found = statistic("overlap", np.tile(basis, (copies, 1)))
+    assert found["mean_squared_overlap"] == pytest.approx(found["welch_floor"], rel=1e-12)
+    assert found["welch_ratio"] == pytest.approx(1, rel=1e-12)
+    assert found["participation_ratio"] == pytest.approx(m, rel=1e-12)
+
+
+@few
+@given(W=matrices())
+def test_participation_ratio_and_frobenius_potential(W: NDArray[np.float64]) -> None:
+    """PR × Σᵢⱼ (ûᵢ·ûⱼ)² = n², and so the mean squared overlap is (n/PR − 1) / (n − 1)."""
+    found = statistic("overlap", W)
+    n, ratio = found["rows"], found["participation_ratio"]
+    potential = n + n * (n - 1) * found["mean_squared_overlap"]
+    assert ratio * potential == pytest.approx(n * n, rel=1e-11)
+    assert 1 - 1e-12 <= ratio <= min(n, found["columns"]) + 1e-9
+
+
+def test_bounds() -> None:
+    assert welch_floor(3, 2) == 0.25
+    assert welch_floor(2, 2) == welch_floor(1, 1) == welch_floor(1, 5) == 0
+    squares = np.random.default_rng(0).standard_normal((200_000, 5))
+    squares = squares[:, 0] ** 2 / np.square(squares).sum(axis=1)
+    assert squares.mean() == pytest.approx(1 / 5, rel=0.01)
+    assert squares.var() == pytest.approx(isotropic_variance(5), rel=0.02)
+
+
+@every_precision
+@pytest.mark.parametrize("storage", ["float64", "float32", "float16", "bfloat16"])
+def test_zero_rows_are_counted_and_left_out(precision: Any, storage: str) -> None:
+    W = torch.from_numpy(np.random.default_rng(1).standard_normal((12, 4)) + 1).to(getattr(torch, storage))
+    padded = torch.cat([W[:5], torch.zeros(2, 4).to(W), W[5:], torch.zeros(1, 4).to(W)])
+    backend = choose_backend(precision=precision)
+    wanted = measure_rows([RowBlock(0, W)], list(ACCUMULATORS), backend)["all"]
+    found = measure_rows([RowBlock(0, padded[:9]), RowBlock(9, padded[9:])], list(ACCUMULATORS), backend)["all"]
+    for name in ACCUMULATORS:
+        assert (wanted[name]["zero_rows"], found[name]["zero_rows"]) == (0, 3), name
+        assert_same(found[name], wanted[name] | {"zero_rows": 3}, TOLERANCE[precision], name)
+
+
+@every_statistic
+def test_nothing_to_measure_is_an_error(name: str) -> None:
+    with pytest.raises(CheckpointError, match=r"non-zero|not zero"):
+        statistic(name, np.zeros((5, 3)))
+    with pytest.raises(CheckpointError, match=r"of 0"):
+        ACCUMULATORS[name]().compute()
+
+
+def test_overlaps_need_two_rows() -> None:
+    one_row = np.zeros((5, 3))
+    one_row[2] = 1
+    with pytest.raises(CheckpointError, match=r"two rows that are not zero; 1 of 5 are\..*--lm-head"):
+        statistic("overlap", one_row)
+    with pytest.raises(CheckpointError, match=r"not zero after centring; 0 of 5"):
+        statistic("centred_overlap", one_row)
+
+
+@every_precision
+def test_variance_is_null_where_it_is_cancelled_away(precision: Any) -> None:
+    rng = np.random.default_rng(2)
+    spread = np.ones((40, 8)) + 1e-1 * rng.standard_normal((40, 8))
+    together = np.ones((40, 8)) + 1e-6 * rng.standard_normal((40, 8))
+    found, wanted = statistic("overlap", spread, precision), BRUTE["overlap"].function(spread)
+    assert found["overlap_variance"] == pytest.approx(wanted["overlap_variance"], rel=1e-2)
+    assert statistic("overlap", together, precision)["overlap_variance"] is None
+
+
+def test_update_is_summarize_and_add() -> None:
+    backend = choose_backend(precision="float64")
+    rows = torch.from_numpy(np.random.default_rng(3).standard_normal((9, 4)))
+    block = UnitBlock(*backend.unit_rows(rows), backend)
+    for kind in ACCUMULATORS.values():
+        at_once, by_halves = kind(), kind()
+        at_once.update(block)
+        by_halves.add(by_halves.summarize(block))
+        assert at_once.compute() == by_halves.compute()
