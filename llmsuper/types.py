@@ -59,13 +59,21 @@ class ModelEntry:
 
 @dataclass(frozen=True, slots=True)
 class TensorInfo:
-    """A tensor's place in a file: its dtype (safetensors' name), shape, and absolute byte span [begin, end)."""
+    """A tensor's place in a file: its dtype, shape, and absolute byte span [begin, end)."""
 
     name: str
     dtype: str
+    """safetensors' name (`BF16`), or the block type of a quantised GGUF tensor (`Q8_0`)."""
     shape: tuple[int, ...]
     begin: int
     end: int
+    row_stride: int | None = None
+    """Bytes from one row to the next where that is more than a row: a view of a wider storage. None: rows touch."""
+    byteorder: Literal["little", "big"] = "little"
+    crc32: int | None = None
+    """CRC-32 of the bytes [begin, end), where the file has one: the record of a torch zip that holds this tensor alone."""
+    shared_with: tuple[str, ...] = ()
+    """Other names of the same bytes."""
 
 
 @dataclass(frozen=True, slots=True)
