@@ -124,7 +124,8 @@ def measure_heads(
             found = _stored(store, repository, settings)
             held = set(found.statistics[found.row_class]) if found is not None else set()
             if found is not None and held >= set(settings.statistics) and not force:
-                yield Outcome(entry, found, stored=True)
+                # two revisions may be one commit, which has one record: this is what it says of the revision asked for
+                yield Outcome(entry, replace(found, revision=entry.revision), stored=True)
                 continue
             wanted = tuple(name for name in ACCUMULATORS if name in held or name in settings.statistics)
             record = _measure(repository, replace(settings, statistics=wanted), watch)
@@ -226,7 +227,7 @@ def _token_rows(
             f"{location.entry.name}: no row of {location.tensor.name!r} is a token of {', '.join(vocabulary.files)}. "
             "Take every stored row with --rows all, or name the right tensor with --lm-head."
         )
-    beyond = vocabulary.without_row(location.rows, location.row_ids)
+    beyond = vocabulary.beyond(location.rows, location.row_ids)
     notes = (f"the tokenizer has {beyond} ids beyond the head's {location.rows} rows.",) if beyond else ()
     return mask, ", ".join(vocabulary.files), notes
 

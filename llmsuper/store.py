@@ -9,7 +9,7 @@ import re
 import tempfile
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from llmsuper.errors import LlmsuperError
 from llmsuper.types import HeadRecord
@@ -132,7 +132,8 @@ def _safe(text: str, most: int = 80) -> str:
     safe = re.sub(r"[^\w.\-]+", "-", text, flags=re.ASCII).strip("-.")
     if safe == text and len(text) <= most:
         return text
-    return f"{safe[-most:]}-{hashlib.sha256(text.encode(errors='surrogatepass')).hexdigest()[:8]}"
+    digest = hashlib.sha256(text.encode(errors="surrogatepass")).hexdigest()[:8]
+    return f"{safe[-most:]}-{digest}".lstrip("-.")
 
 
 def _by_name(record: HeadRecord) -> bool:
@@ -141,9 +142,16 @@ def _by_name(record: HeadRecord) -> bool:
 
 def _read(path: Path) -> HeadRecord:
     try:
-        loaded = json.loads(path.read_text(encoding="utf-8"))
-        return HeadRecord(**{**loaded, "notes": tuple(loaded["notes"])})
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        loaded = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
+        record = HeadRecord(**{**loaded, "notes": tuple(loaded["notes"])})
+        flat(record)  # these two read what every user of a record counts on
+        file_name(record)
+        return record
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
         raise LlmsuperError(
             f"{path}: is not a record of llmsuper ({type(error).__name__}: {error}). Move it out of the results folder."
         ) from error
+
+
+def _no_constant(name: str) -> NoReturn:
+    raise ValueError(f"{name} is not JSON")

@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 TOLERANCE = {"float32": 3e-5, "float64": 1e-9}
 """Relative, and absolute for what should be near 0. Rows with a common direction lose two digits when it is taken away."""
 
-few = settings(deadline=None, max_examples=15)
+few = settings(deadline=None, max_examples=12)
 every_statistic = pytest.mark.parametrize("name", sorted(ACCUMULATORS))
 every_precision = pytest.mark.parametrize("precision", sorted(TOLERANCE))
 
@@ -133,7 +133,7 @@ def test_order(name: str, precision: str, W: NDArray[np.float64], data: st.DataO
 
 @every_statistic
 @every_precision
-@pytest.mark.parametrize("c", [2.0**-3, 0.37, 3.7e4, 1e-25, 1e25])
+@pytest.mark.parametrize("c", [0.37, 2.0**12, 1e-25, 1e25])
 @few
 @given(W=matrices(kinds=sorted(set(KINDS) - {"tiny", "huge"})))
 def test_scale(name: str, precision: str, c: float, W: NDArray[np.float64]) -> None:
@@ -237,7 +237,7 @@ def test_overlaps_need_two_rows() -> None:
 @every_precision
 def test_variance_is_null_where_it_is_cancelled_away(precision: Any) -> None:
     rng = np.random.default_rng(2)
-    spread = np.ones((40, 8)) + 1e-1 * rng.standard_normal((40, 8))
+    spread = np.ones((40, 8)) + 3e-1 * rng.standard_normal((40, 8))
     together = np.ones((40, 8)) + 1e-6 * rng.standard_normal((40, 8))
     found, wanted = statistic("overlap", spread, precision), BRUTE["overlap"].function(spread)
     assert found["overlap_variance"] == pytest.approx(wanted["overlap_variance"], rel=1e-2)

@@ -156,7 +156,7 @@ def test_rows_of_a_subset(hub: FakeHub) -> None:
 
 @pytest.mark.parametrize("subset", [[], {"start": 0}, {"start": 0, "stop": 9, "step": 0}, {"start": 0, "stop": "9"}, 1])
 def test_a_malformed_subset(hub: FakeHub, subset: Any) -> None:
-    with pytest.raises(CheckpointError, match="`row_subset` in config.json is "):
+    with pytest.raises(CheckpointError, match=r"`row_subset` in config.json is "):
         locate(hub, single({"lm_head.weight": HEAD}, {"row_subset": subset}))
 
 
@@ -164,6 +164,7 @@ def test_a_malformed_subset(hub: FakeHub, subset: Any) -> None:
 
 OWN = {"lm_head.weight": HEAD}
 TIED = {"model.embed_tokens.weight": HEAD}
+EMBEDDING = "there is no head of its own: the input embedding"
 CHECKED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], tuple[str, ...]]] = {
     "nothing claimed": (OWN, {}, ()),
     "all as it is": (OWN, {"vocab_size": 6, "hidden_size": 4, "tie_word_embeddings": False}, ()),
@@ -182,10 +183,7 @@ CHECKED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], tuple[str, ...
     "untied, without": (
         TIED,
         {"weight_tying": False},
-        (
-            "config.json says weight_tying = false, but there is no head of its own: "
-            "the input embedding 'model.embed_tokens.weight' is used.",
-        ),
+        (f"config.json says weight_tying = false, but {EMBEDDING} 'model.embed_tokens.weight' is used.",),
     ),
     "text_config first": (
         OWN,
@@ -262,7 +260,7 @@ def test_no_head_lists_the_matrices_there_are(hub: FakeHub) -> None:
 
 def test_no_head_in_an_index_lists_what_lies_outside_the_layers(hub: FakeHub) -> None:
     files = weight_files({"a.layers.0.weight": HEAD, "a.norm": HEAD}, shards=2)
-    with pytest.raises(CheckpointError, match="Tensors outside the layers: a.norm. Name the head"):
+    with pytest.raises(CheckpointError, match=r"Tensors outside the layers: a.norm. Name the head"):
         locate(hub, files)
 
 
@@ -292,7 +290,7 @@ def test_an_index_that_points_to_a_file_of_another_format(hub: FakeHub) -> None:
 
 
 def test_several_files_without_an_index(hub: FakeHub) -> None:
-    with pytest.raises(CheckpointError, match="there are 2 weight files and no model.safetensors.index.json: a.safe"):
+    with pytest.raises(CheckpointError, match=r"there are 2 weight files and no model.safetensors.index.json: a.safe"):
         locate(hub, {"a.safetensors": b"", "b.safetensors": b""})
 
 
@@ -330,6 +328,6 @@ def test_real_heads(weights: Path) -> None:
     for folder in sorted(path.parent for path in weights.glob("*/config.json")):
         config = json.loads((folder / "config.json").read_text())
         found = locate_head(open_repository(ModelEntry(str(folder), local=True)))
-        assert found.columns == config.get("hidden_size", config.get("n_embd"))
+        assert found.columns == config.get("hidden_size", config.get("d_model"))
         assert found.notes == (), folder.name
         assert (found.row_ids is not None) == ("row_subset" in config)

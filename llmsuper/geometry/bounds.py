@@ -20,4 +20,4 @@ def welch_floor(rows: int, columns: int) -> float:
     Welch (1974), IEEE Trans. Inf. Theory 20, the bound of order one; equation (5) of arXiv:2505.10465 is its root.
     """
     n, m = rows, columns
-    return max(0.0, (n - m) / (m * (n - 1)))
+    return (n - m) / (m * (n - 1)) if n > m else 0.0

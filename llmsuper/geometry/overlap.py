@@ -22,12 +22,16 @@ from llmsuper.errors import CheckpointError
 from llmsuper.geometry.bounds import isotropic, welch_floor
 
 if TYPE_CHECKING:
+    import torch
     from numpy.typing import NDArray
 
     from llmsuper.geometry.blocks import UnitBlock
 
 LEAST_VARIANCE = {"float32": 1e-4, "float64": 1e-10}
 """Variance ÷ mean square below which the variance is cancelled away: the promise on the mean square over 1 %."""
+
+STRIP = 512
+"""Rows in one float32 sum of vectors."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,8 +83,7 @@ class GramAccumulator:
 
     def summarize(self, block: UnitBlock) -> _Partial:
         zero_rows = int(np.count_nonzero(block.norms == 0))
-        ones = block.unit.new_ones(block.unit.shape[0])
-        direction = (block.unit.T @ ones).double().cpu().numpy()
+        direction = _weighted_sum(block.unit, np.ones(len(block.norms)))
         gram = block.backend.gram(block.unit)
         return _Partial(gram, direction, len(block.norms) - zero_rows, zero_rows, block.backend.precision)
 
@@ -152,10 +155,8 @@ class MeanRowAccumulator:
         self._rows = 0
 
     def summarize(self, block: UnitBlock) -> tuple[NDArray[np.float64], int]:
-        import torch
-
-        weights = torch.from_numpy(block.norms).to(block.unit)
-        total = (block.unit.T @ weights).double().cpu().numpy()  # Σ ‖wᵢ‖ ûᵢ
+        largest = float(block.norms.max(initial=0.0)) or 1.0  # taken out: float32 has no room for every norm
+        total = largest * _weighted_sum(block.unit, block.norms / largest)  # Σ ‖wᵢ‖ ûᵢ
         return total, int(np.count_nonzero(block.norms))
 
     def add(self, partial: tuple[NDArray[np.float64], int]) -> None:
@@ -177,6 +178,16 @@ class MeanRowAccumulator:
                 "no row has a non-zero norm, so there is no mean row. Is this the right tensor? See --lm-head."
             )
         return self._sum / self._rows
+
+
+def _weighted_sum(unit: torch.Tensor, weights: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Σ weightᵢ ûᵢ (m,), float64 across strips: a single float32 sum over thousands of rows would be off by 1e-6."""
+    import torch
+
+    weight = torch.from_numpy(weights).to(unit)
+    sums = [rows.T @ w for rows, w in zip(torch.split(unit, STRIP), torch.split(weight, STRIP), strict=True)]
+    total: NDArray[np.float64] = torch.stack(sums).double().sum(dim=0).cpu().numpy()
+    return total
 
 
 def _is_numpy(array: Any) -> bool:

@@ -82,9 +82,10 @@ class HubRepository:
 
         from llmsuper.version import __version__
 
-        with hub_errors(f"{self.entry.repo}@{self.commit[:7]}/{file}", self.entry.repo):
-            return Path(
-                hf_hub_download(
+        name = f"{self.entry.repo}@{self.commit[:7]}/{file}"
+        with hub_errors(name, self.entry.repo):
+            try:
+                path = hf_hub_download(
                     self.entry.repo,
                     file,
                     revision=self.commit,
@@ -92,7 +93,12 @@ class HubRepository:
                     library_name="llmsuper",
                     library_version=__version__,
                 )
-            )
+            except RuntimeError as error:  # all that hf_xet says when its store gives trouble
+                raise HubError(
+                    f"{name}: the download through Xet failed ({error}). "
+                    "Set HF_HUB_DISABLE_XET=1, which goes by plain HTTP, and run the same command again."
+                ) from error
+        return Path(path)
 
     def uncached_bytes(self, files: Iterable[str]) -> int:
         return sum(self.files[file] for file in files if file in self.files and self._cached(file) is None)

@@ -107,7 +107,7 @@ class HubFile:
         self.name = f"{repo}@{commit[:7]}/{file}"
         self.moved = 0
         self.requests = 0
-        self._repo, self._file = repo, file
+        self._repo, self._file, self._commit = repo, file, commit
         self._url = hf_hub_url(repo, file, revision=commit)
         self._token = token
         self._headers = build_hf_headers(token=token, library_name="llmsuper", library_version=__version__)
@@ -255,8 +255,8 @@ class HubFile:
             )
         return HubError(
             f"{self.name}: the server ignores byte ranges: asked for {asked:,} bytes, it began to send the whole file, "
-            f"{self.size / 1e9:.2f} GB. If that is acceptable, run `hf download {self._repo} {self._file}` and then "
-            "this command again; it reads the Hub cache."
+            f"{self.size / 1e9:.2f} GB. If that is acceptable, run `hf download {self._repo} {self._file} --revision "
+            f"{self._commit}` and then this command again; it reads the Hub cache."
         )
 
     def _changed(self, before: str, now: str) -> HubError:

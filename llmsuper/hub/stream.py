@@ -122,7 +122,8 @@ class HeadStream:
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
-            wait([future for _, _, future in pending], timeout=5)  # a read ends at its next chunk, or times out
+            begun = [future for _, _, future in pending if not future.cancelled()]
+            wait(begun, timeout=5)  # a read ends at its next chunk, or times out
             if copy is not None:
                 copy.close()
 

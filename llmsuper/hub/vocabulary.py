@@ -73,13 +73,12 @@ class Vocabulary:
         start, step = row_ids or (0, 1)
         return np.isin(start + step * np.arange(rows, dtype=np.int64), self.ids, assume_unique=True)
 
-    def without_row(self, rows: int, row_ids: tuple[int, int] | None = None) -> int:
-        """How many ids lie beyond the last stored row: 0 unless tokenizer and head belong to different models.
+    def beyond(self, rows: int, row_ids: tuple[int, int] | None = None) -> int:
+        """How many ids have no stored row: 0 unless the tokenizer is of a larger model than the head.
 
-        Ids between the rows of a checkpoint that holds every step-th row are left out on purpose and do not count.
+        A checkpoint that holds every step-th row lacks the others on purpose: 0 there too.
         """
-        start, step = row_ids or (0, 1)
-        return int(np.count_nonzero(self.ids >= start + step * rows))
+        return int(np.count_nonzero(self.ids >= rows)) if row_ids is None else 0
 
 
 def files_needed(files: Iterable[str]) -> tuple[str, ...]:

@@ -21,14 +21,15 @@ def unit_rows(
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """One conversion, one norm, one division. See `kernels.Operations`."""
     x = rows.to(device=device, dtype=getattr(torch, dtype))  # (b, m)
-    if centre is not None:
-        x = x - torch.from_numpy(centre).to(x)
     norms = torch.linalg.vector_norm(x, dim=1)
     least, most = SAFE_NORMS
+    usual = (norms > least) & (norms < most)
     if centre is not None:
+        x = x - torch.from_numpy(centre).to(x)
+        norms = torch.linalg.vector_norm(x, dim=1)
         # a row this close to the centre has lost its direction to rounding
-        least = max(least, 16 * torch.finfo(x.dtype).eps * float(np.linalg.norm(centre)))
-    if bool(((norms > least) & (norms < most)).all()):
+        usual &= norms > max(least, 16 * torch.finfo(x.dtype).eps * float(np.linalg.norm(centre)))
+    if bool(usual.all()):
         inverse = norms.reciprocal()[:, None]
         unit = x * inverse if x.data_ptr() == rows.data_ptr() else x.mul_(inverse)
         return unit, norms.double().cpu().numpy()
