@@ -1,4 +1,4 @@
-"""Measuring: the numbers are those of a double loop over the right rows, and the record says which rows those were."""
+"""Measuring: the numbers are those of every pair of the right rows, and the record says which rows those were."""
 
 from __future__ import annotations
 

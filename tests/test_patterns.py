@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import json
 import re
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import huggingface_hub
 import pytest
 
 from llmsuper.errors import HubError, UnknownNameError
-from llmsuper.hub.catalog import VARIANTS, Catalog, Selection, load_catalog, resolve_patterns, variant
+from llmsuper.hub.catalog import Catalog, Selection, load_catalog, resolve_patterns
+from llmsuper.hub.listing import VARIANTS, natural, variant
 from llmsuper.types import ModelEntry
+from tests.command import json_lines, succeed
 
 if TYPE_CHECKING:
     from tests.fake_hub import FakeHub
@@ -48,10 +53,15 @@ def test_names_of_the_catalog(pattern: str, expected: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("pattern", "count"),
-    [("pythia", 10), ("pythia*", 18), ("pythia-*", 18), ("EleutherAI/pythia-1*", 9), ("liu2025", 27), ("*", 43)],
+    [("pythia", 10), ("pythia*", 18), ("pythia-*", 18), ("EleutherAI/pythia-1*", 9), ("liu2025", 27), ("Qwen*", 18)],
 )
 def test_how_many_models_a_pattern_means(pattern: str, count: int) -> None:
     assert len(resolve_patterns([pattern], CATALOG).entries) == count
+
+
+def test_the_whole_catalog() -> None:
+    assert resolve_patterns(["*"], CATALOG).entries == resolve_patterns(list(CATALOG.families), CATALOG).entries
+    assert set(resolve_patterns(["*"], CATALOG).entries) == set(CATALOG.entries)
 
 
 def test_patterns_add_up_in_order_and_no_model_comes_twice() -> None:
@@ -63,8 +73,8 @@ def test_patterns_add_up_in_order_and_no_model_comes_twice() -> None:
 
 
 def test_a_repository_that_no_list_knows_is_left_to_the_hub() -> None:
-    (entry,) = resolve_patterns(["HuggingFaceTB/SmolLM2-135M"], CATALOG).entries
-    assert entry == ModelEntry("HuggingFaceTB/SmolLM2-135M")
+    (entry,) = resolve_patterns(["Lab/pico-70m"], CATALOG).entries
+    assert entry == ModelEntry("Lab/pico-70m")
 
 
 def test_a_revision_goes_with_every_model_of_the_pattern() -> None:
@@ -74,11 +84,9 @@ def test_a_revision_goes_with_every_model_of_the_pattern() -> None:
     assert selection.entries[2].rows == 50304
 
 
-@pytest.mark.parametrize("revision", ["step*", "step[12]", "step?", "", "main@main"])
-def test_revision_globs_are_refused_by_name(revision: str) -> None:
-    with pytest.raises(
-        UnknownNameError, match=rf"'{re.escape(revision)}' is not one exact revision\. Give the name of"
-    ):
+@pytest.mark.parametrize("revision", ["", "main@main", "step*@main"])
+def test_what_is_no_revision_is_refused_by_name(revision: str) -> None:
+    with pytest.raises(UnknownNameError, match=rf"'{re.escape(revision)}' is not a revision\. Give a branch, a tag"):
         resolve_patterns([f"EleutherAI/pythia-70m@{revision}"], CATALOG)
 
 
@@ -89,10 +97,10 @@ def test_revision_globs_are_refused_by_name(revision: str) -> None:
         ("pythai", "pythia"),
         ("liu2026", "liu2025"),
         ("qwen25", "qwen2.5"),
-        ("zzz*", "gpt2, opt, pythia"),
+        ("zzz*", ", ".join(CATALOG.groups)),
         ("facebok/*/opt-13b", "opt-13b"),
         ("*/pythia-70n", "pythia-70m"),
-        ("", "gpt2, opt, pythia"),
+        ("", ", ".join(CATALOG.groups)),
     ],
 )
 def test_what_matches_nothing_is_told_what_is_near(pattern: str, near: str) -> None:
@@ -214,6 +222,166 @@ def test_a_hub_that_refuses_is_a_hub_error(pico: FakeHub) -> None:
     pico.fault("status", "/api/models", arg=(403, {}, b""))
     with pytest.raises(HubError, match=r"^the models of Lab: access is forbidden"):
         resolve_patterns(["Lab/pico-*"], CATALOG)
+
+
+# ---- the revisions that the Hub lists
+
+
+@pytest.fixture
+def trained(hub: FakeHub) -> FakeHub:
+    """A model of the catalog and one that is not, each with revisions; two branches of the latter are one commit."""
+    for repo in ("EleutherAI/pythia-70m", "Lab/pico-70m"):
+        for step in (1000, 2, 10, 1, 0):
+            hub.add(repo, {"config.json": b"{}", "step": str(step).encode()}, branch=f"step{step}")
+        hub.add(repo, {"config.json": b"{}"})
+    pico = hub.repos["Lab/pico-70m"]
+    pico.branches["step3"] = pico.branches["step2"]
+    pico.git_tags |= {"v1.0": pico.branches["main"], "step20": pico.branches["step10"], "Step4": pico.branches["step1"]}
+    hub.add("Lab/pico-1b", {"config.json": b"{}"})
+    return hub
+
+
+def revisions(selection: Selection) -> list[str]:
+    return [entry.revision for entry in selection.entries]
+
+
+@pytest.mark.parametrize(
+    ("glob", "expected"),
+    [
+        ("step*", ["step0", "step1", "step2", "step3", "step10", "step20", "step1000"]),
+        ("step?", ["step0", "step1", "step2", "step3"]),
+        ("step[12]0", ["step10", "step20"]),
+        ("step[!0-3]*", None),
+        ("*", ["main", "step0", "step1", "step2", "step3", "Step4", "step10", "step20", "step1000", "v1.0"]),
+        ("S*", ["Step4"]),
+        ("v*", ["v1.0"]),
+        ("m*n", ["main"]),
+    ],
+)
+def test_a_revision_glob_is_each_matching_branch_and_tag(
+    trained: FakeHub, glob: str, expected: list[str] | None
+) -> None:
+    if expected is None:
+        with pytest.raises(UnknownNameError, match=r"the Hub lists 10\."):
+            resolve_patterns([f"Lab/pico-70m@{glob}"], CATALOG)
+        return
+    selection = resolve_patterns([f"Lab/pico-70m@{glob}"], CATALOG)
+    assert selection.entries == tuple(ModelEntry("Lab/pico-70m", revision=revision) for revision in expected)
+    assert not selection.warnings
+    (request,) = trained.take_log()
+    assert (request.path, request.query) == ("/api/models/Lab/pico-70m/refs", "")
+
+
+def test_a_model_of_the_catalog_keeps_its_claims_at_every_revision(trained: FakeHub) -> None:
+    selection = resolve_patterns(["pythia-70m@step*0"], CATALOG)
+    assert revisions(selection) == ["step0", "step10", "step1000"]
+    plain = CATALOG.find("pythia-70m")
+    assert selection.entries == tuple(replace(plain, revision=revision) for revision in revisions(selection))
+    assert selection.entries[0].rows == 50304
+    assert len(trained.take_log()) == 1
+
+
+def test_a_glob_of_models_and_a_glob_of_revisions(trained: FakeHub) -> None:
+    assert trained.repos
+    selection = resolve_patterns(["Lab/pico-*@step1*", "Lab/pico-70m@step10", "Lab/pico-70m@step2"], CATALOG)
+    assert revisions(selection) == ["step1", "step10", "step1000", "step2"]
+    assert {entry.repo for entry in selection.entries} == {"Lab/pico-70m"}
+    assert selection.warnings == ("Lab/pico-*@step1*: 1 of 2 models have no such revision: Lab/pico-1b",)
+    assert [entry.repo for entry in resolve_patterns(["Lab/*@ma*"], CATALOG).entries] == ["Lab/pico-1b", "Lab/pico-70m"]
+
+
+def test_each_model_is_asked_for_its_revisions_once_and_none_that_is_excluded(trained: FakeHub) -> None:
+    selection = resolve_patterns(["pythia*@step0"], CATALOG)  # the family, and each model of it by its name
+    assert trained.take_log() == []
+    assert len(selection.entries) == 18
+    only = ["*-deduped", "*-[1-6]*"]
+    assert [entry.name for entry in resolve_patterns(["pythia*@step?"], CATALOG, exclude=only).entries] == [
+        f"EleutherAI/pythia-70m@step{step}" for step in (0, 1, 2)
+    ]
+    assert [request.path for request in trained.take_log()] == ["/api/models/EleutherAI/pythia-70m/refs"]
+    with pytest.raises(UnknownNameError, match=r"--exclude leaves none of 1 models"):
+        resolve_patterns(["Lab/pico-70m@step*"], CATALOG, exclude=["pico*"])
+
+
+def test_pull_requests_are_listed_only_where_the_glob_asks_for_them(trained: FakeHub) -> None:
+    about = [{"name": "refs/pr/9", "ref": "refs/pr/9", "targetCommit": "0" * 40}]
+    about.append({"name": "refs/pr/10", "ref": "refs/pr/10", "targetCommit": "1" * 40})
+    body = json.dumps({"branches": [], "converts": [], "tags": [], "pullRequests": about[::-1]}).encode()
+    trained.fault("status", "/refs", arg=(200, {"Content-Type": "application/json"}, body))
+    assert revisions(resolve_patterns(["Lab/pico-70m@refs/pr/*"], CATALOG)) == ["refs/pr/9", "refs/pr/10"]
+    assert [request.query for request in trained.take_log()] == ["include_prs=1"]
+    with pytest.raises(UnknownNameError, match=r"matches 'refs/pr/\*'; the Hub lists 0\. There is none at all\."):
+        resolve_patterns(["Lab/pico-70m@refs/pr/*"], CATALOG)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "message"),
+    [
+        (
+            "Lab/pico-70m@stepp1000*",
+            "'Lab/pico-70m@stepp1000*': no revision matches 'stepp1000*'; the Hub lists 10. Near to it: step1000, step10",
+        ),
+        (
+            "Lab/pico-1b@step*",
+            (
+                "'step*'; the Hub lists 1. Near to it: main. Give a revision that there is, or a "
+                "wider glob; `llmsuper models 'Lab/pico-1b@*'` lists them."
+            ),
+        ),
+        ("Lab/pico*@x*", "the Hub lists 10 for 2 models. Near to it: main, step0, step1, step2, "),
+    ],
+)
+def test_a_revision_glob_that_matches_nothing_is_told_what_is_near(
+    trained: FakeHub, pattern: str, message: str
+) -> None:
+    assert trained.repos
+    with pytest.raises(UnknownNameError, match=re.escape(message)):
+        resolve_patterns([pattern], CATALOG)
+
+
+def test_a_hub_that_cannot_list_is_a_hub_error(trained: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(HubError, match=r"^the revisions of Lab/nano: there is no such model at .*Check the spelling"):
+        resolve_patterns(["Lab/nano@step*"], CATALOG)
+    for body, found in ((b"<html>", "the answer is not JSON"), (b"{}", "the answer is not that of a Hub")):
+        trained.fault("status", "/refs", arg=(200, {"Content-Type": "application/json"}, body))
+        with pytest.raises(HubError, match=f"^the revisions of Lab/pico-70m: {found}"):
+            resolve_patterns(["Lab/pico-70m@step*"], CATALOG)
+    trained.fault("status", "/refs", arg=(503, {"Retry-After": "0"}, b""), times=2)
+    assert len(resolve_patterns(["Lab/pico-70m@step*"], CATALOG).entries) == 7
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    offline = (
+        r"offline mode is on \(HF_HUB_OFFLINE=1\), and the Hub cache keeps no such list\. Unset HF_HUB_OFFLINE, or "
+    )
+    with pytest.raises(
+        HubError, match=rf"^the revisions of Lab/pico-70m: {offline}name each revision as Lab/pico-70m@R"
+    ):
+        resolve_patterns(["Lab/pico-70m@step*"], CATALOG)
+    with pytest.raises(HubError, match=rf"^the models of Lab: {offline}name each model as owner/name\."):
+        resolve_patterns(["Lab/pico-*"], CATALOG)
+
+
+def test_the_command_line_prints_revisions_in_their_order(trained: FakeHub) -> None:
+    assert trained.repos
+    done = succeed("models", "--quiet", "Lab/pico-70m@step*")
+    assert done.stdout.split() == [f"Lab/pico-70m@step{step}" for step in (0, 1, 2, 3, 10, 20, 1000)]
+    assert [row["width"] for row in json_lines("models", "EleutherAI/pythia-70m@step?")] == [512, 512, 512]
+
+
+@pytest.mark.parametrize(
+    ("first", "then"),
+    [
+        ("step9", "step10"),
+        ("stage1-step900-tokens4B", "stage1-step1000-tokens5B"),
+        ("stage1-step1000-tokens5B", "stage2-ingredient1-step1000-tokens3B"),
+        ("1", "a"),
+        ("a", "a1"),
+        ("v1.9", "v1.10"),
+        ("main", "Step1"),
+        ("step01", "step1"),
+    ],
+)
+def test_natural_order(first: str, then: str) -> None:
+    assert natural(first) < natural(then)
 
 
 @pytest.mark.parametrize(

@@ -99,6 +99,22 @@ def test_a_run_that_was_killed_goes_on_where_it_was(hub: FakeHub) -> None:
     assert len(records()) == 6
 
 
+SMALL_FILES = {"a/4-qwen-sharded": 3, "a/5-pythia-sharded": 3}
+"""Of which the index of the shards; the others have config and tokenizer alone."""
+
+
+def test_a_first_run_moves_the_headers_and_the_heads_alone(hub: FakeHub) -> None:
+    """Requests of a head of one block: 1 for the commit and the list of files, 3 for each small file, and for the weight
+    file 1 that asks where it lies, 1 for its header, 1 a block of rows."""
+    add_six(hub)
+    for repo, checkpoint in SIX.items():
+        hub.take_log()
+        succeed("overlap", repo)
+        assert len(hub.log) == 1 + 3 * SMALL_FILES.get(repo, 2) + 3, [(r.method, r.path) for r in hub.log]
+        header_read = min(1 << 16, len(checkpoint[checkpoint.head_file]))
+        assert hub.bytes_sent("cdn") == header_read + checkpoint.head.nbytes
+
+
 def test_a_second_run_moves_no_weights_and_prints_the_same(hub: FakeHub) -> None:
     add_six(hub)
     first = {form: succeed("overlap", "a/*", "--format", form).stdout for form in ("human", "json", "quiet")}

@@ -61,7 +61,7 @@ def _summaries(
 
     def work(block: RowBlock) -> list[tuple[Accumulator, Any]]:
         chosen = np.ones(len(block.rows), bool) if mask is None else mask[block.start : block.start + len(block.rows)]
-        made: list[tuple[Accumulator, Any]] = []
+        normalised: list[tuple[Accumulator, UnitBlock]] = []
         for targets, wanted in ((accumulators, chosen), (others, ~chosen)):
             if targets and wanted.any():
                 picked = np.flatnonzero(wanted)
@@ -72,9 +72,9 @@ def _summaries(
                     raise CheckpointError(
                         f"row {row} holds a NaN or an infinity, so no statistic over it exists"
                     ) from None
-                made += [(a, a.summarize(UnitBlock(unit, norms, backend))) for a in targets]
+                normalised += [(target, UnitBlock(unit, norms, backend)) for target in targets]
         block.release()
-        return made
+        return [(target, target.summarize(unit_block)) for target, unit_block in normalised]
 
     waiting: deque[Future[list[tuple[Accumulator, Any]]]] = deque()
     with (

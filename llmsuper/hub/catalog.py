@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmsuper.errors import CatalogError, UnknownNameError, near_matches
+from llmsuper.hub.listing import at_revisions, is_glob, list_models, variant_warning
 from llmsuper.types import ModelEntry
 
 if TYPE_CHECKING:
@@ -53,17 +54,6 @@ LIST_KEYS = {"about": "text", "source": "text"}
 
 LOCAL_PREFIXES = ("/", "./", "../", "~")
 LOCAL_SUFFIXES = (".safetensors", ".bin", ".gguf")
-
-VARIANTS: tuple[tuple[str, str], ...] = (
-    (r"v0(?!\.\d)", "a release that was replaced"),
-    (r"seed\d*", "another random seed"),
-    (r"(global_?)?steps?\d*k?|stage\d+|ckpt\d*|checkpoints?|tokens?\d+[mbt]?", "not the end of training"),
-    (r"instruct|chat|it|sft|dpo|rlhf|ppo|kto|(fine-?)?tuned?|ft|lora|adapter", "trained on after pretraining"),
-    (r"reward|rm|prm|orm", "a reward model, whose head is not an LM head"),
-    (r"gptq|awq|gguf|ggml|bnb|exl2|mlx|onnx|nf4|fp8|int[48]|[48]-?bits?|w\d+a\d+|quantized", "quantised or converted"),
-    (r"vl|vision|audio|omni|embeddings?", "not a language model of text alone"),
-)
-"""Parts of a repository's name, between hyphens, dots or underscores, that tell a variant; and what it then is."""
 
 
 @dataclass(frozen=True)
@@ -167,7 +157,9 @@ def resolve_patterns(patterns: Sequence[str], catalog: Catalog, *, exclude: Sequ
 
     A pattern is a local path, a family, a named list, `owner/name`, or a name of the catalog alone; `*`, `?` and `[…]`
     match among those, and for `owner/glob` that the catalog lacks, among what the Hub lists. Each may end in
-    `@revision`. Raises `UnknownNameError` for what matches nothing, `HubError` when the Hub cannot be asked.
+    `@revision`, and a glob there means each branch and tag of each model that matches, as the Hub lists them; pull
+    requests only where it begins with `refs/pr`.
+    Raises `UnknownNameError` for what matches nothing, `HubError` when the Hub cannot be asked.
     """
     found: dict[tuple[str, str], ModelEntry] = {}
     warnings: list[str] = []
@@ -182,14 +174,6 @@ def resolve_patterns(patterns: Sequence[str], catalog: Catalog, *, exclude: Sequ
     if found and not kept:
         raise UnknownNameError(f"{' '.join(patterns)}: --exclude leaves none of {len(found)} models. Exclude less.")
     return Selection(kept, tuple(warnings))
-
-
-def variant(repo: str) -> tuple[str, str] | None:
-    """The part of a repository's name that tells a variant, and what that variant is; see `VARIANTS`."""
-    for words, reason in VARIANTS:
-        if match := re.search(rf"(?:^|[-_.])({words})(?=$|[-_.])", repo.split("/")[-1], re.IGNORECASE):
-            return match[1], reason
-    return None
 
 
 def _resolve(pattern: str, catalog: Catalog, exclude: Sequence[str]) -> tuple[list[ModelEntry], list[str]]:
@@ -209,40 +193,24 @@ def _resolve(pattern: str, catalog: Catalog, exclude: Sequence[str]) -> tuple[li
     if not entries and REPO.fullmatch(name):
         entries = [ModelEntry(name)]
     elif not entries and (asked := OWNER_GLOB.fullmatch(name)):
-        repos = _list_models(asked[1], asked[2])
+        repos = list_models(asked[1], asked[2])
         entries = [ModelEntry(repo) for repo in repos]
-        warnings = _variant_warning(pattern, [repo for repo in repos if not _excluded(repo, exclude)])
+        warnings = variant_warning(pattern, [repo for repo in repos if not _excluded(repo, exclude)])
     if not entries:
         raise catalog.unknown(pattern)
-    return [replace(entry, revision=revision) if at else entry for entry in entries], warnings
+    if not at:
+        return entries, warnings
+    wanted = [entry for entry in dict.fromkeys(entries) if not _excluded(entry.repo, exclude)]
+    if not wanted or not is_glob(revision):
+        return [replace(entry, revision=revision) for entry in entries], warnings
+    expanded, told = at_revisions(pattern, wanted, revision)  # the Hub is not asked about what is excluded
+    return expanded + [entry for entry in entries if entry not in wanted], warnings + told
 
 
 def _check_revision(pattern: str, revision: str) -> None:
-    """Refuses all but one exact revision: a glob would have to ask the Hub for the branches of each model."""
-    if not revision or re.search(r"[*?\[@]", revision):
-        found = f"{revision!r} is not one exact revision"
-        raise UnknownNameError(f"{pattern!r}: {found}. Give the name of a branch, tag or commit after the @.")
-
-
-def _list_models(owner: str, glob: str) -> list[str]:
-    """The repositories of `owner` on the Hub whose name matches, in alphabetical order."""
-    from huggingface_hub import HfApi
-
-    from llmsuper.hub.client import hub_errors
-
-    literal = max(re.split(r"[*?]|\[[^]]*\]", glob), key=len).strip("-_.")  # a shorter search finds no less
-    with hub_errors(f"the models of {owner}"):
-        ids = [model.id for model in HfApi().list_models(author=owner, search=literal or None)]
-    return sorted((repo for repo in ids if _matches(repo, f"{owner}/{glob}")), key=str.lower)
-
-
-def _variant_warning(pattern: str, repos: list[str]) -> list[str]:
-    """One warning that says which of these look like variants, what they are, and how to leave them out; or none."""
-    found = {repo: told for repo in repos if (told := variant(repo))}
-    named = ", ".join(f"{repo} ({reason})" for repo, (_, reason) in found.items())
-    globs = " ".join(f"--exclude '*{word}*'" for word in dict.fromkeys(word for word, _ in found.values()))
-    count = f"{len(found)} of {len(repos)} models on the Hub look like variants by their names"
-    return [f"{pattern}: {count}: {named}. They are kept; leave them out with {globs}"] if found else []
+    if not revision or "@" in revision:
+        found = f"{revision!r} is not a revision"
+        raise UnknownNameError(f"{pattern!r}: {found}. Give a branch, a tag, a commit or a glob after the one @.")
 
 
 def _matches(repo: str, glob: str) -> bool:

@@ -25,36 +25,39 @@ def unit_rows(
     least, most = SAFE_NORMS
     usual = (norms > least) & (norms < most)
     if centre is not None:
-        x = x - torch.from_numpy(centre).to(x)
+        middle = torch.from_numpy(centre).to(x)
+        x = x - middle if x is rows else x.sub_(middle)
         norms = torch.linalg.vector_norm(x, dim=1)
         # a row this close to the centre has lost its direction to rounding
         usual &= norms > max(least, 16 * torch.finfo(x.dtype).eps * float(np.linalg.norm(centre)))
-    if bool(usual.all()):
-        inverse = norms.reciprocal()[:, None]
-        unit = x * inverse if x.data_ptr() == rows.data_ptr() else x.mul_(inverse)
-        return unit, norms.double().cpu().numpy()
-    return _unusual_rows(rows, x, centre)
+    inverse = norms.reciprocal()[:, None]
+    unit = x * inverse if x is rows else x.mul_(inverse)  # `rows` is a buffer of someone else's
+    norms = norms.double()
+    odd = torch.nonzero(~usual)[:, 0]
+    if len(odd):
+        unit[odd], norms[odd] = _unusual_rows(rows, odd, centre, unit)
+    return unit, norms.cpu().numpy()
 
 
 def _unusual_rows(
-    rows: torch.Tensor, x: torch.Tensor, centre: NDArray[np.float64] | None
-) -> tuple[torch.Tensor, NDArray[np.float64]]:
-    """A block with a zero, tiny, huge or non-finite row, in float64 and scaled by each row's largest entry."""
-    finite = torch.isfinite(rows).all(dim=1)
+    rows: torch.Tensor, odd: torch.Tensor, centre: NDArray[np.float64] | None, like: torch.Tensor
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Zero, tiny, huge or non-finite rows, `odd` of the block, in float64 and scaled by each row's largest entry."""
+    wide = rows[odd.to(rows.device)].to(device=like.device, dtype=torch.float64)
+    finite = torch.isfinite(wide).all(dim=1)
     if not bool(finite.all()):
-        raise NonFiniteRowError(int(torch.nonzero(~finite)[0]))
-    wide = rows.to(device=x.device, dtype=torch.float64)
+        raise NonFiniteRowError(int(odd[~finite][0]))
     present = wide.abs().amax(dim=1) > 0
     if centre is not None:
         middle = torch.from_numpy(centre).to(wide)
         wide = wide - middle
-        floor = 16 * torch.finfo(x.dtype).eps * torch.linalg.vector_norm(middle)
+        floor = 16 * torch.finfo(like.dtype).eps * torch.linalg.vector_norm(middle)
         present &= torch.linalg.vector_norm(wide, dim=1) > floor
     scale = torch.where(present, wide.abs().amax(dim=1), 1.0)[:, None]
     scaled = torch.where(present[:, None], wide / scale, 0.0)
     lengths = torch.linalg.vector_norm(scaled, dim=1)
     unit = torch.where(present[:, None], scaled / lengths[:, None], 0.0)
-    return unit.to(x.dtype), (lengths * scale[:, 0]).cpu().numpy()
+    return unit.to(like.dtype), lengths * scale[:, 0]
 
 
 def gram(unit: torch.Tensor) -> Any:
