@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmsuper.errors import CheckpointError, HubError, LlmsuperError, lookup
 from llmsuper.geometry import ACCUMULATORS
 from llmsuper.geometry.overlap import MeanRowAccumulator
 from llmsuper.geometry.passes import one_pass
-from llmsuper.hub.locate import INDEX, SINGLE, locate_head
+from llmsuper.hub.checkpoint import small_files
+from llmsuper.hub.head import open_head
 from llmsuper.hub.repository import open_repository
-from llmsuper.hub.source import LocalFile
-from llmsuper.hub.stream import stream_rows
+from llmsuper.hub.rowcache import RowCache
 from llmsuper.hub.vocabulary import files_needed, read_vocabulary
 from llmsuper.kernels import choose_backend, choose_precision
 from llmsuper.types import HeadRecord
@@ -46,8 +48,12 @@ class Settings:
     """Measure this tensor, whatever it is, instead of the head."""
     backend: str = "auto"
     device: str = "auto"
+    file: str | None = None
+    """Take the head from this file of the repository, whatever else there is."""
     max_bytes: int | None = None
     """Refuse a head that would move more bytes than this over the network."""
+    keep_heads: bool = True
+    """Keep fetched heads on this machine, so that a later run moves nothing."""
 
     def __post_init__(self) -> None:
         for name in self.statistics:
@@ -82,23 +88,21 @@ class Outcome:
     error: LlmsuperError | None = None
 
 
-def plan_head(entry: ModelEntry, lm_head: str | None = None) -> HeadPlan:
+def plan_head(entry: ModelEntry, lm_head: str | None = None, file: str | None = None) -> HeadPlan:
     """Where the head of `entry` is and what measuring it would move. Reads headers, the shard index and config.json only."""
-    repository = open_repository(entry)
-    index = () if SINGLE in repository.files else (INDEX,)
-    small = ("config.json", *index, *(() if lm_head else files_needed(repository.files)))
-    other = repository.uncached_bytes(small)  # asked before `locate_head` fetches some of them
-    location = locate_head(repository, tensor=lm_head)
-    with closing(repository.open(location.file)) as source:
-        remote = not isinstance(source, LocalFile)
-        return HeadPlan(location, repository.origin, location.nbytes if remote else 0, other + source.moved)
+    cache = RowCache()
+    repository = open_repository(entry, cache=cache)
+    small = small_files(repository, file) + (() if lm_head else files_needed(repository.files))
+    other = repository.uncached_bytes(small)  # asked before `open_head` fetches some of them
+    with closing(open_head(repository, cache, tensor=lm_head, file=file)) as head:
+        return HeadPlan(head.location, repository.origin, head.bytes_to_move, other + head.source.moved)
 
 
 def measure_head(entry: ModelEntry, settings: Settings | None = None, watch: Watch | None = None) -> HeadRecord:
     """Find, stream and measure one head. Raises the `LlmsuperError` that stopped it."""
     settings = settings or Settings()
-    repository = open_repository(entry)
-    return _measure(repository, settings, watch)
+    with _row_cache(settings) as cache:
+        return _measure(open_repository(entry, cache=cache), settings, cache, watch)
 
 
 def measure_heads(
@@ -118,26 +122,38 @@ def measure_heads(
     settings = settings or Settings()
     choose_backend(settings.backend, settings.device)
     store.check_writable()
-    for entry in entries:
-        try:
-            repository = open_repository(entry)
-            found = _stored(store, repository, settings)
-            held = set(found.statistics[found.row_class]) if found is not None else set()
-            if found is not None and held >= set(settings.statistics) and not force:
-                # two revisions may be one commit, which has one record: this is what it says of the revision asked for
-                yield Outcome(entry, replace(found, revision=entry.revision), stored=True)
+    with _row_cache(settings) as cache:
+        for entry in entries:
+            try:
+                repository = open_repository(entry, cache=cache)
+                found = _stored(store, repository, settings)
+                held = set(found.statistics[found.row_class]) if found is not None else set()
+                if found is not None and held >= set(settings.statistics) and not force:
+                    # two revisions may be one commit, which has one record: this is what it says of the revision asked for
+                    yield Outcome(entry, replace(found, revision=entry.revision), stored=True)
+                    continue
+                wanted = tuple(name for name in ACCUMULATORS if name in held or name in settings.statistics)
+                record = _measure(repository, replace(settings, statistics=wanted), cache, watch)
+            except LlmsuperError as error:
+                yield Outcome(entry, error=error)
                 continue
-            wanted = tuple(name for name in ACCUMULATORS if name in held or name in settings.statistics)
-            record = _measure(repository, replace(settings, statistics=wanted), watch)
-        except LlmsuperError as error:
-            yield Outcome(entry, error=error)
-            continue
-        try:
-            store.put(record)
-        except LlmsuperError as error:
-            yield Outcome(entry, record, error=error)  # measured, though not kept: the caller can still print it
-            continue
-        yield Outcome(entry, record)
+            try:
+                store.put(record)
+            except LlmsuperError as error:
+                yield Outcome(entry, record, error=error)  # measured, though not kept: the caller can still print it
+                continue
+            yield Outcome(entry, record)
+
+
+@contextmanager
+def _row_cache(settings: Settings) -> Iterator[RowCache]:
+    """The cache of kept heads; or one that goes with the run, for statistics that read the rows twice."""
+    kept = RowCache()
+    if settings.keep_heads:
+        yield kept
+        return
+    with tempfile.TemporaryDirectory(prefix="run-", dir=kept.folder) as folder:
+        yield RowCache(Path(folder))
 
 
 def _stored(store: ResultStore, repository: Repository, settings: Settings) -> HeadRecord | None:
@@ -147,33 +163,30 @@ def _stored(store: ResultStore, repository: Repository, settings: Settings) -> H
         row_rule=settings.row_rule,
         version=__version__,
         tensor=settings.lm_head,
+        file=settings.file,
     )
 
 
-def _measure(repository: Repository, settings: Settings, watch: Watch | None) -> HeadRecord:
+def _measure(repository: Repository, settings: Settings, cache: RowCache, watch: Watch | None) -> HeadRecord:
     began = time.monotonic()
-    location = locate_head(repository, tensor=settings.lm_head)
+    head = open_head(repository, cache, tensor=settings.lm_head, file=settings.file)
+    location = head.location
     tensor, entry = location.tensor, location.entry
     mask, row_source, row_notes = _token_rows(repository, location, settings)
     precision = choose_precision(location.rows, location.columns, tensor.dtype)
     backend = choose_backend(settings.backend, settings.device, precision)
-    with closing(repository.open(location.file)) as source:
-        if (
-            settings.max_bytes is not None
-            and not isinstance(source, LocalFile)
-            and location.nbytes > settings.max_bytes
-        ):
+    with closing(head):
+        if settings.max_bytes is not None and head.bytes_to_move > settings.max_bytes:
             raise HubError(
-                f"{entry.name}: {tensor.name!r} has {location.nbytes:,} bytes to move, --max-bytes allows "
+                f"{entry.name}: {tensor.name!r} has {head.bytes_to_move:,} bytes to move, --max-bytes allows "
                 f"{settings.max_bytes:,}. Raise it, or leave the model out with --exclude."
             )
-        centred = any(ACCUMULATORS[name].centred for name in settings.statistics)
-        stream = stream_rows(location, source, on_bytes=watch(location) if watch else None, keep=centred)
+        stream = head.rows(on_bytes=watch(location) if watch else None)
         try:
             statistics = measure_rows(stream, settings.statistics, backend, mask=mask, row_rule=settings.row_rule)
         except CheckpointError as error:
             raise CheckpointError(f"{entry.name}, {location.file}, {tensor.name!r}: {error}") from error
-        moved, requests = source.moved, source.requests
+        moved, requests = head.source.moved, head.source.requests
     return HeadRecord(
         repo=entry.repo,
         revision=entry.revision,
@@ -199,6 +212,7 @@ def _measure(repository: Repository, settings: Settings, watch: Watch | None) ->
             "device": backend.device,
             "precision": backend.precision,
             "tensor_by_name": settings.lm_head is not None,
+            "file_by_name": settings.file is not None,
             "bytes_moved": moved,
             "requests": requests,
             "seconds": round(time.monotonic() - began, 3),
@@ -214,7 +228,7 @@ def _token_rows(
     if settings.lm_head:
         return None, "every row: the tensor was asked for by name", ()
     try:
-        vocabulary = read_vocabulary(repository)
+        vocabulary = read_vocabulary(repository, location)
     except CheckpointError as error:
         if settings.row_rule == "tokens":
             raise

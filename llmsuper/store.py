@@ -61,14 +61,13 @@ class ResultStore:
             yield _read(path)
 
     def find(
-        self, *, repo: str, commit: str, row_rule: str, version: str, tensor: str | None = None
+        self, *, repo: str, commit: str, row_rule: str, version: str, tensor: str | None = None, file: str | None = None
     ) -> HeadRecord | None:
-        """The record made by that version: of the tensor that was found to be the head, or of `tensor`, asked for by name."""
+        """The record made by that version: of what was found to be the head, or of `tensor` or `file`, asked for by name."""
         for path in sorted(self.folder.glob(f"{_slug(repo, commit)}.*.{row_rule}.json")):
             record = _read(path)
             same = (record.repo, record.commit, record.row_rule, record.made_by.get("version"))
-            named = record.tensor if _by_name(record) else None
-            if same == (repo, commit, row_rule, version) and named == tensor:
+            if same == (repo, commit, row_rule, version) and _asked(record) == (tensor, file):
                 return record
         return None
 
@@ -103,9 +102,10 @@ def file_name(record: HeadRecord) -> str:
 
     A tensor asked for by name has a record of its own, even where it is the head: its rows are not told from padding.
     """
-    tensor = _safe(record.tensor) + (".by-name" if _by_name(record) else "")
+    tensor, file = _asked(record)
+    asked = (".by-name" if tensor else "") + (f".{_safe(file)}" if file else "")
     version = _safe(f"v{record.made_by['version']}")
-    return f"{_slug(record.repo, record.commit)}.{version}.{tensor}.{record.row_rule}.json"
+    return f"{_slug(record.repo, record.commit)}.{version}.{_safe(record.tensor)}{asked}.{record.row_rule}.json"
 
 
 def to_json(record: HeadRecord, indent: int | None = None) -> str:
@@ -136,8 +136,13 @@ def _safe(text: str, most: int = 80) -> str:
     return f"{safe[-most:]}-{digest}".lstrip("-.")
 
 
-def _by_name(record: HeadRecord) -> bool:
-    return bool(record.made_by.get("tensor_by_name", False))
+def _asked(record: HeadRecord) -> tuple[str | None, str | None]:
+    """The tensor and the file that were asked for by name."""
+    made = record.made_by
+    return (
+        record.tensor if made.get("tensor_by_name", False) else None,
+        record.file if made.get("file_by_name", False) else None,
+    )
 
 
 def _read(path: Path) -> HeadRecord:

@@ -93,6 +93,8 @@ class HeadLocation:
     """Disagreements between config and checkpoint, one sentence each."""
     row_ids: tuple[int, int] | None = None
     """(start, step): row r is token id start + r·step, where the checkpoint's config has a `row_subset`."""
+    token_ranges: tuple[tuple[int, int], ...] | None = None
+    """Runs [first, last] of the ids that a tokenizer inside the file (GGUF) can emit; None where there is none inside."""
 
     @property
     def rows(self) -> int:
@@ -106,10 +108,18 @@ class HeadLocation:
 
     @property
     def row_bytes(self) -> int:
-        return self.columns * DTYPE_BYTES[self.tensor.dtype]
+        """Stored bytes of one row, without what may lie between rows."""
+        span, gaps = self.span_bytes, (self.rows - 1) * (self.tensor.row_stride or 0)
+        return span - gaps if gaps else span // self.rows
 
     @property
     def nbytes(self) -> int:
+        """Stored bytes of all rows."""
+        return self.rows * self.row_bytes
+
+    @property
+    def span_bytes(self) -> int:
+        """Bytes from the first row's begin to the last row's end: what reading the head moves."""
         return self.tensor.end - self.tensor.begin
 
 

@@ -284,19 +284,22 @@ def test_an_index_without_a_map(hub: FakeHub, content: bytes) -> None:
 
 
 def test_an_index_that_points_to_a_file_of_another_format(hub: FakeHub) -> None:
-    index = json.dumps({"weight_map": {"lm_head.weight": "pytorch_model.bin"}}).encode()
-    with pytest.raises(CheckpointError, match="this is a torch pickle, which is not read yet"):
-        locate(hub, {"model.safetensors.index.json": index, "pytorch_model.bin": b"x"})
+    index = json.dumps({"weight_map": {"lm_head.weight": "tf_model.h5"}}).encode()
+    with pytest.raises(CheckpointError, match="this is Keras HDF5, which is not read"):
+        locate(hub, {"model.safetensors.index.json": index, "tf_model.h5": b"x"})
 
 
 def test_several_files_without_an_index(hub: FakeHub) -> None:
-    with pytest.raises(CheckpointError, match=r"there are 2 weight files and no model.safetensors.index.json: a.safe"):
+    with pytest.raises(
+        CheckpointError,
+        match=r"there are 2 weight files and no model.safetensors.index.json or pytorch_.*: a.safe.*--file",
+    ):
         locate(hub, {"a.safetensors": b"", "b.safetensors": b""})
 
 
-def test_formats_that_are_not_read_yet(hub: FakeHub) -> None:
-    files = {"pytorch_model.bin": b"", "flax_model.msgpack": b"", "config.json": b"{}"}
-    message = r"not read yet: flax_model.msgpack \(Flax msgpack\), pytorch_model.bin \(a torch pickle\). Use a revision"
+def test_formats_that_are_not_read(hub: FakeHub) -> None:
+    files = {"tf_model.h5": b"", "flax_model.msgpack": b"", "config.json": b"{}"}
+    message = r"not read: flax_model.msgpack \(Flax msgpack\), tf_model.h5 \(Keras HDF5\). Use a revision"
     with pytest.raises(CheckpointError, match=message):
         locate(hub, files)
 
@@ -314,7 +317,7 @@ def test_the_hub_cache_without_weights_says_that_only_it_was_searched(
     hub.add(REPO, single(OWN, {}))
     huggingface_hub.hf_hub_download(REPO, "config.json")
     monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
-    with pytest.raises(CheckpointError, match=r"only the Hub cache was searched. Run the same command online"):
+    with pytest.raises(CheckpointError, match=r"only what is kept on this machine was searched. Run this again online"):
         locate_head(open_repository(ModelEntry(REPO)))
 
 

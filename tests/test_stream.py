@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -14,12 +15,12 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 import torch
-from huggingface_hub import constants
 
 from llmsuper.errors import CheckpointError, HubError, LlmsuperError
 from llmsuper.hub.client import Patience
 from llmsuper.hub.locate import locate_head
 from llmsuper.hub.repository import open_repository
+from llmsuper.hub.rowcache import RowCache
 from llmsuper.hub.source import LocalFile
 from llmsuper.hub.stream import HeadStream, default_block_rows, stream_rows
 from llmsuper.types import HeadLocation, ModelEntry, TensorInfo
@@ -40,12 +41,15 @@ def _no_pauses(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def opened(hub: FakeHub, checkpoint: Checkpoint, **options: Any) -> HeadStream:
-    """A stream of the checkpoint's head from the fake Hub, whose log is then empty."""
+    """A stream of the checkpoint's head from the fake Hub, whose log is then empty; `keep=True`: by way of the cache."""
     hub.add(REPO, checkpoint)
     repository = open_repository(ModelEntry(REPO))
     location = locate_head(repository)
+    source = repository.open(location.file)
+    if options.pop("keep", False):
+        options["copy"] = RowCache().head(location, str(source.etag))
     hub.take_log()
-    return stream_rows(location, repository.open(location.file), **options)
+    return stream_rows(location, source, **options)
 
 
 def gathered(stream: HeadStream, *, release: bool = True) -> torch.Tensor:
@@ -126,12 +130,11 @@ def test_the_rows_whatever_the_blocks(tmp_path: Path, block_rows: int, workers: 
     repository = open_repository(ModelEntry(str(tmp_path), local=True))
     location = locate_head(repository)
     source = repository.open(location.file)
-    stream = stream_rows(location, source, block_rows=block_rows, workers=workers, keep=True)
+    stream = stream_rows(location, source, block_rows=block_rows, workers=workers)
     assert stream.blocks == -(-500 // min(500, block_rows))
     assert stream.workers == min(workers, stream.blocks)
     for _ in range(2):
         assert torch.equal(gathered(stream), head)
-    assert not stream.keep, "a file on this machine is read again rather than copied"
     source.close()
 
 
@@ -247,27 +250,18 @@ def test_two_passes_at_once(hub: FakeHub) -> None:
     assert torch.equal(gathered(stream), checkpoint.head)
 
 
-def test_the_kept_copy_is_on_disk_without_a_name_and_goes_with_the_stream(hub: FakeHub) -> None:
-    stream = opened(hub, build("pythia", rows=400, columns=32, tokens=390), keep=True)
-    gathered(stream)
-    kept = stream._kept
-    assert kept is not None
-    assert [name for _, _, names in os.walk(constants.HF_ASSETS_CACHE) for name in names] == []
-    del stream
-    gc.collect()
-    assert kept.closed
-
-
 FULL = """
 import resource, sys
 sys.path.insert(0, {root!r})
 from llmsuper.errors import LlmsuperError
+from llmsuper.hub.rowcache import RowCache
 from llmsuper.hub.stream import stream_rows
 from tests.test_stream import Memory
 source = Memory(4000, 64)
 resource.setrlimit(resource.RLIMIT_FSIZE, (500_000, 500_000))
 try:
-    for block in stream_rows(source.location, source, block_rows=500, keep=True):
+    copy = RowCache().head(source.location, "etag")
+    for block in stream_rows(source.location, source, block_rows=500, copy=copy):
         block.release()
 except LlmsuperError as error:
     print(error)
@@ -277,13 +271,16 @@ except LlmsuperError as error:
 def test_a_disk_that_fills_up(hub: FakeHub) -> None:  # noqa: ARG001
     root = str(__file__).rsplit("/tests/", 1)[0]
     done = subprocess.run([sys.executable, "-c", FULL.format(root=root)], capture_output=True, text=True, check=True)
-    assert "the temporary copy of the head: File too large, 0.00 GB are needed. Free some space" in done.stdout
+    assert re.match(
+        r"head cache \S+: cannot be written \(File too large\)\. Free some space with `llmsuper cache", done.stdout
+    )
 
 
 def test_a_disk_without_room_is_noticed_at_once(hub: FakeHub) -> None:  # noqa: ARG001
     source = Memory(1 << 46, 64)
-    with pytest.raises(LlmsuperError, match=r"GB free, \d+\.\d+ GB are needed. Free some space, set HF_ASSETS_CACHE"):
-        next(iter(stream_rows(source.location, source, keep=True)))
+    copy = RowCache().head(source.location, "etag")
+    with pytest.raises(LlmsuperError, match=r"GB are free, the head has \d+\.\d+ GB\). Free some space"):
+        next(iter(stream_rows(source.location, source, copy=copy)))
     assert source.begun == 0
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -10,8 +11,8 @@ import pytest
 
 from llmsuper.errors import CheckpointError
 from llmsuper.hub.repository import open_repository
-from llmsuper.hub.vocabulary import READERS, SETS, TOKENIZER_FILES, Vocabulary, files_needed, read_vocabulary
-from llmsuper.types import ModelEntry
+from llmsuper.hub.vocabulary import READERS, SETS, TOKENIZER_FILES, Vocabulary, files_needed, read_vocabulary, runs
+from llmsuper.types import HeadLocation, ModelEntry, TensorInfo
 from tests.checkpoints import opt_like, pythia_like
 
 if TYPE_CHECKING:
@@ -20,10 +21,14 @@ if TYPE_CHECKING:
     from tests.fake_hub import FakeHub
 
 
+LOCATION = HeadLocation(ModelEntry("a/b"), "0" * 40, "x", TensorInfo("w", "F32", (9, 2), 0, 72), False, 72)
+"""A head in a file that has no tokenizer inside."""
+
+
 def read(folder: Path, files: dict[str, Any]) -> Vocabulary | None:
     for name, content in files.items():
         (folder / name).write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
-    return read_vocabulary(open_repository(ModelEntry(str(folder), local=True)))
+    return read_vocabulary(open_repository(ModelEntry(str(folder), local=True)), LOCATION)
 
 
 def tokenizer(vocab: Any, added: Any = ()) -> dict[str, Any]:
@@ -85,7 +90,7 @@ def test_from_the_hub_with_one_file_fetched(hub: FakeHub) -> None:
         hub.add("org/tiny", checkpoint)
         repository = open_repository(ModelEntry("org/tiny"))
         assert repository.uncached_bytes(files_needed(repository.files)) == len(checkpoint[file])
-        found = read_vocabulary(repository)
+        found = read_vocabulary(repository, LOCATION)
         assert found is not None
         assert (len(found), found.files) == (60, (file,))
         assert found.mask(64).tolist() == [True] * 60 + [False] * 4
@@ -140,3 +145,13 @@ def test_rows_of_a_subset(start: int, step: int) -> None:
     expected = [start + r * step in VOCABULARY.ids for r in range(3)]
     assert VOCABULARY.mask(3, (start, step)).tolist() == expected
     assert VOCABULARY.beyond(3, (start, step)) == 0
+
+
+@pytest.mark.parametrize("ids", [[], [0], [0, 1, 2, 5, 6, 9], list(range(50)), [3, 1000]])
+def test_ids_as_runs_and_back(ids: list[int], tmp_path: Path) -> None:
+    ranges = runs(np.array(ids, dtype=np.int64))
+    location = replace(LOCATION, file="x.gguf", token_ranges=ranges)
+    found = read_vocabulary(open_repository(ModelEntry(str(tmp_path), local=True)), location)
+    assert found is not None
+    assert found.ids.tolist() == ids
+    assert found.files == ("x.gguf",)

@@ -6,6 +6,7 @@ from typing import Any
 
 import click
 
+from llmsuper.cli.cache import cache
 from llmsuper.cli.demo import demo
 from llmsuper.cli.models import models
 from llmsuper.cli.overlap import overlap
@@ -43,5 +44,5 @@ def main() -> None:
     """
 
 
-for verb in (models, plan, overlap, demo):
+for verb in (models, plan, overlap, cache, demo):
     main.add_command(verb)

@@ -65,8 +65,13 @@ def pattern_options(required: bool) -> Callable[[F], F]:
 
 
 def head_options(function: F) -> F:
-    """`lm_head`: which tensor."""
-    return click.option("--lm-head", metavar="NAME", help="Take this two-dimensional tensor, whatever it is.")(function)
+    """`lm_head`, `file`: which tensor."""
+    for option in (
+        click.option("--file", metavar="NAME", help="Take the head from this file of the repository, such as a .gguf."),
+        click.option("--lm-head", metavar="NAME", help="Take this two-dimensional tensor, whatever it is."),
+    ):
+        function = option(function)
+    return function
 
 
 def select(patterns: tuple[str, ...], exclude: tuple[str, ...], lists: Path | None) -> Selection:

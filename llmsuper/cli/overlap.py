@@ -48,6 +48,7 @@ if TYPE_CHECKING:
 @click.option("--force", is_flag=True, help="Measure again what is stored.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first model that fails.")
 @click.option("--max-bytes", type=click.IntRange(min=0), help="Refuse a head with more bytes than this to move.")
+@click.option("--cache/--no-cache", "keep_heads", default=True, help="Keep fetched heads on this machine; see `cache`.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--backend", default="auto", show_default=True, help="auto, torch or reference.")
 @output_options
@@ -57,12 +58,14 @@ def overlap(
     exclude: tuple[str, ...],
     lists: Path | None,
     lm_head: str | None,
+    file: str | None,
     statistics: str | None,
     row_rule: RowRule,
     results: Path,
     force: bool,
     fail_fast: bool,
     max_bytes: int | None,
+    keep_heads: bool,
     device: str,
     backend: str,
     output: str,
@@ -78,7 +81,14 @@ def overlap(
 
     chosen = {"statistics": tuple(s.strip() for s in statistics.split(","))} if statistics else {}
     settings = Settings(
-        **chosen, row_rule=row_rule, lm_head=lm_head, backend=backend, device=device, max_bytes=max_bytes
+        **chosen,
+        row_rule=row_rule,
+        lm_head=lm_head,
+        file=file,
+        backend=backend,
+        device=device,
+        max_bytes=max_bytes,
+        keep_heads=keep_heads,
     )
     selection = select(patterns, exclude, lists)
     store = ResultStore(results)

@@ -22,12 +22,17 @@ if TYPE_CHECKING:
 @head_options
 @output_options
 def plan(
-    patterns: tuple[str, ...], exclude: tuple[str, ...], lists: Path | None, lm_head: str | None, output: str
+    patterns: tuple[str, ...],
+    exclude: tuple[str, ...],
+    lists: Path | None,
+    lm_head: str | None,
+    file: str | None,
+    output: str,
 ) -> None:
     """Say where each LM head is and the exact bytes that `overlap` would move for it.
 
-    Reads headers only. "to move" is the head, plus the header, index, config and tokenizer files that the Hub cache does not
-    hold yet; "checkpoint" is what downloading all its weight files would move.
+    Reads headers only. "to move" is the head, plus the header, index, config and tokenizer files, as far as they are not on
+    this machine yet; "checkpoint" is what downloading all its weight files would move.
     """
     from llmsuper.measure import plan_head
 
@@ -37,7 +42,7 @@ def plan(
     plans: list[HeadPlan] = []
     for entry in selection.entries:
         try:
-            found = plan_head(entry, lm_head)
+            found = plan_head(entry, lm_head, file)
         except LlmsuperError as error:
             failures.add(entry.name, error)
             continue

@@ -6,19 +6,26 @@ disagrees is a note, for configs are often wrong about tying; a catalog that dis
 
 from __future__ import annotations
 
-import json
+import math
 import re
+from contextlib import closing
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsuper.errors import CatalogError, CheckpointError, near_matches
-from llmsuper.hub.formats import FORMATS, index_file, unreadable, weight_files
-from llmsuper.types import HEAD_DTYPES, HeadLocation, TensorInfo
+from llmsuper.hub.checkpoint import find_checkpoint, listed, read_json, where
+from llmsuper.hub.formats import index_file, shapes_of, token_ids
+from llmsuper.hub.formats.rows import quantisation_note, stored_type
+from llmsuper.hub.vocabulary import runs
+from llmsuper.types import HeadLocation
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
-    from pathlib import Path
+    from collections.abc import Collection, Mapping
 
+    import numpy as np
+
+    from llmsuper.hub.checkpoint import Checkpoint
     from llmsuper.hub.repository import Repository
+    from llmsuper.types import TensorInfo
 
 
 class HeadName(NamedTuple):
@@ -54,166 +61,122 @@ HEAD_NAMES: tuple[HeadName, ...] = (
     HeadName("language_model.model.embed_tokens.weight", True),
     HeadName("model.text_model.embed_tokens.weight", True),
     HeadName("embed_tokens.weight", True),
+    HeadName("token_embd.weight", True),  # GGUF, beside its output.weight
 )
 """Every own head before every input embedding: an embedding is the head only where there is no other."""
 
 TIED: dict[str, bool] = dict(HEAD_NAMES)
-
-SINGLE = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 
 WIDTH_KEYS = ("word_embed_proj_dim", "hidden_size", "n_embd", "d_model", "n_embed")
 """Config keys of the head's columns, best first: of OPT's two, only word_embed_proj_dim is the head's."""
 TIE_KEYS = ("tie_word_embeddings", "weight_tying")
 
 
-def locate_head(repository: Repository, *, tensor: str | None = None) -> HeadLocation:
+def locate_head(repository: Repository, *, tensor: str | None = None, file: str | None = None) -> HeadLocation:
     """Where the LM head of `repository` lies; reads headers, the shard index and config.json, no weights.
 
-    `tensor` names any matrix of the checkpoint instead. Raises `CheckpointError` where there is no head, or one that
-    cannot be measured, and `CatalogError` where the head's shape is not what the model list claims.
+    `tensor` names any matrix of the checkpoint instead, `file` the one file to look in. Raises `CheckpointError` where
+    there is no head, or one that cannot be measured, and `CatalogError` where the head's shape is not what the model
+    list claims.
     """
-    shards, weight_map = _weight_map(repository)
-    wanted = (tensor,) if tensor else repository.entry.lm_head or tuple(name for name, _ in HEAD_NAMES)
-    if weight_map is None:
-        (file,) = shards
-        found = _index(repository, file)
-        name = _choose(repository, wanted, found, asked=tensor)
-        info = found[name]
+    checkpoint = find_checkpoint(repository, file)
+    listed_names = (
+        () if file else repository.entry.lm_head
+    )  # a file asked for may be a conversion, with names of its own
+    wanted = (tensor,) if tensor else listed_names or tuple(name for name, _ in HEAD_NAMES)
+    if checkpoint.weight_map is None:
+        (holder,) = checkpoint.files
+        info, ids = _read(repository, checkpoint, holder, wanted, tensor)
     else:
-        name = _choose(repository, wanted, weight_map, asked=tensor)
-        file = weight_map[name]
-        _require_shard(repository, name, file)
-        found = _index(repository, file)
-        if name not in found:
-            raise CheckpointError(
-                f"{_where(repository)}: {INDEX} puts {name!r} in {file}, which does not hold it. "
-                "The index and the shards are of different saves: download both again, or ask their author."
-            )
-        info = found[name]
-    _check_head(repository, file, info)
+        name = _choose(repository, wanted, checkpoint.weight_map, {}, asked=tensor)
+        holder = checkpoint.weight_map[name]
+        info, ids = _read(repository, checkpoint, holder, (name,), tensor)
+    _check_head(repository, holder, info)
     config = _config(repository)
     row_ids, subset_rows = _row_ids(repository, config)
-    tied = TIED.get(name, False)
-    notes = () if tensor else tuple(_disagreements(config, info, tied, subset_rows))
+    tied = TIED.get(info.name, False)
+    notes = [] if tensor else _disagreements(config, info, tied, subset_rows)
+    quantised = quantisation_note(info.dtype)
     if not tensor:
-        _check_claims(repository, file, info)
+        check_claims(repository, holder, info)
     return HeadLocation(
         entry=repository.entry,
         commit=repository.commit,
-        file=file,
+        file=holder,
         tensor=info,
         tied=tied,
-        checkpoint_bytes=sum(repository.files.get(shard, 0) for shard in shards),
-        notes=notes,
+        checkpoint_bytes=sum(repository.files.get(shard, 0) for shard in checkpoint.files),
+        notes=tuple(notes + ([quantised] if quantised else [])),
         row_ids=row_ids,
+        token_ranges=None if ids is None else runs(ids),
     )
 
 
-def _where(repository: Repository) -> str:
-    """The thing that a message is about."""
-    entry = repository.entry
-    return entry.repo if entry.local else f"{entry.repo}@{repository.commit[:7]}"
-
-
-def _weight_map(repository: Repository) -> tuple[tuple[str, ...], dict[str, str] | None]:
-    """The weight files of the checkpoint, and the file of each tensor; None where there is a single file."""
-    files = repository.files
-    if SINGLE in files:
-        return (SINGLE,), None
-    if INDEX in files:
-        index = _json(repository, INDEX)
-        weight_map = index.get("weight_map")
-        if not isinstance(weight_map, dict) or not all(isinstance(file, str) for file in weight_map.values()):
-            raise CheckpointError(f"{_where(repository)}: {INDEX} has no weight_map of file names. Download it again.")
-        return tuple(sorted(set(weight_map.values()))), weight_map
-    weights = weight_files(file for file in files if "/" not in file)  # a subfolder holds another model's, or a copy
-    readable = [file for file in weights if unreadable(file) is None]
-    if len(readable) == 1:
-        return (readable[0],), None
-    if readable:
-        raise CheckpointError(
-            f"{_where(repository)}: there are {len(readable)} weight files and no {INDEX}: {_listed(readable)}. "
-            "Download the index too, or give the path of one of the files."
-        )
-    if weights:
-        raise CheckpointError(
-            f"{_where(repository)}: the weights are in formats that are not read yet: "
-            f"{_listed([f'{file} ({unreadable(file)})' for file in weights])}. "
-            f"Use a revision that has {' or '.join(FORMATS)}, such as a conversion under refs/pr."
-        )
-    then = {
-        "hub": "Check the repository's file list",
-        "hub-cache": "The Hub was not asked: only the Hub cache was searched. Run the same command online",
-        "local": "Give the folder or the file that holds the weights",
-    }[repository.origin]
-    raise CheckpointError(
-        f"{_where(repository)}: there is no weight file among its files: {_listed(sorted(files))}. {then}."
-    )
-
-
-def _listed(names: list[str], most: int = 8) -> str:
-    shown = ", ".join(names[:most]) or "none at all"
-    return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
-
-
-def _index(repository: Repository, file: str) -> dict[str, TensorInfo]:
-    source = repository.open(file)
-    try:
-        return index_file(source, file)
-    finally:
-        source.close()
-
-
-def _require_shard(repository: Repository, name: str, file: str) -> None:
+def _read(
+    repository: Repository, checkpoint: Checkpoint, file: str, wanted: tuple[str, ...], asked: str | None
+) -> tuple[TensorInfo, np.ndarray | None]:
+    """The first of `wanted` that is in `file`, from the file's header; and the ids of a tokenizer that is in it."""
     if file not in repository.files:
+        then = "Run the same command online." if repository.origin == "hub-cache" else "Download the shard too."
         raise CheckpointError(
-            f"{_where(repository)}: {INDEX} puts {name!r} in {file}, which is not there. "
-            + ("Run the same command online." if repository.origin == "hub-cache" else "Download the shard too.")
+            f"{where(repository)}: {checkpoint.index} puts {wanted[0]!r} in {file}, which is not there. {then}"
         )
+    with closing(repository.open(file)) as source:
+        found = index_file(source, file)
+        if checkpoint.index and wanted[0] not in found:
+            raise CheckpointError(
+                f"{where(repository)}: {checkpoint.index} puts {wanted[0]!r} in {file}, which does not hold it. "
+                "The index and the shards are of different saves: download both again, or ask their author."
+            )
+        return found[_choose(repository, wanted, found, shapes_of(found), asked=asked)], token_ids(source, file)
 
 
 def _choose(
-    repository: Repository, wanted: tuple[str, ...], there: Mapping[str, TensorInfo | str], *, asked: str | None
+    repository: Repository,
+    wanted: tuple[str, ...],
+    there: Collection[str],
+    shapes: Mapping[str, tuple[int, ...]],
+    *,
+    asked: str | None,
 ) -> str:
-    """The first of `wanted` that is `there`: the tensors of a file, or the weight_map of an index."""
+    """The first of `wanted` that is `there`: the tensors of a file, or those of an index, which gives no shapes."""
     for name in wanted:
         if name in there:
             return name
     if asked:
         near = near_matches(asked, there) or sorted(there)[:5]
         raise CheckpointError(
-            f"{_where(repository)}: no tensor is named {asked!r}; the most like it are {', '.join(near)}. "
+            f"{where(repository)}: no tensor is named {asked!r}; the most like it are {', '.join(near)}. "
             "Put the right name after --lm-head."
         )
-    known = [info for info in there.values() if isinstance(info, TensorInfo)]
-    if known:
-        matrices = sorted((info for info in known if len(info.shape) == 2), key=lambda info: info.begin - info.end)
-        found = "Two-dimensional tensors, largest first: " + _listed([f"{t.name} {list(t.shape)}" for t in matrices])
-    else:  # an index gives no shapes; but a head lies outside the numbered layers
-        found = "Tensors outside the layers: " + _listed([name for name in there if not re.search(r"\.\d+\.", name)])
+    if shapes:
+        matrices = sorted(
+            (name for name in shapes if len(shapes[name]) == 2), key=lambda name: -math.prod(shapes[name])
+        )
+        found = "Two-dimensional tensors, largest first: " + listed(
+            [f"{name} {list(shapes[name])}" for name in matrices]
+        )
+    else:  # a head lies outside the numbered layers
+        found = "Tensors outside the layers: " + listed([name for name in there if not re.search(r"\.\d+\.", name)])
     raise CheckpointError(
-        f"{_where(repository)}: the checkpoint holds no LM head under any of the names {', '.join(wanted)}. "
+        f"{where(repository)}: the checkpoint holds no LM head under any of the names {', '.join(wanted)}. "
         f"{found}. Name the head with --lm-head NAME, or under `lm_head` in a model list."
     )
 
 
 def _check_head(repository: Repository, file: str, info: TensorInfo) -> None:
     """Refuses what is not a matrix of floating-point numbers."""
-    thing = f"{_where(repository)}, {file}: {info.name!r}"
+    thing = f"{where(repository)}, {file}: {info.name!r}"
     if len(info.shape) != 2 or 0 in info.shape:
         raise CheckpointError(
             f"{thing} has shape {list(info.shape)}, which is not a matrix with rows and columns. "
             "Name another tensor with --lm-head NAME."
         )
-    if info.dtype not in HEAD_DTYPES:
-        raise CheckpointError(
-            f"{thing} is stored as {info.dtype}; a head is measured in {', '.join(HEAD_DTYPES)}. "
-            "Use a revision that is not quantised, or name another tensor with --lm-head NAME."
-        )
+    stored_type(info.dtype, thing)
 
 
-def _check_claims(repository: Repository, file: str, info: TensorInfo) -> None:
+def check_claims(repository: Repository, file: str, info: TensorInfo) -> None:
+    """Raises `CatalogError` where the model list claims another shape than the head has."""
     entry = repository.entry
     for what, claimed, found in (("rows", entry.rows, info.shape[0]), ("columns", entry.columns, info.shape[1])):
         if claimed is not None and claimed != found:
@@ -223,24 +186,11 @@ def _check_claims(repository: Repository, file: str, info: TensorInfo) -> None:
             )
 
 
-def _json(repository: Repository, file: str) -> dict[str, Any]:
-    path: Path = repository.fetch(file)
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise CheckpointError(
-            f"{_where(repository)}: {file} is not valid JSON ({error}). Download it again, or ask its author."
-        ) from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{_where(repository)}: {file} is not a JSON object. Download it again.")
-    return value
-
-
 def _config(repository: Repository) -> dict[str, Any]:
     """config.json with its `text_config`, where it has one, laid over it; empty where there is none."""
     if "config.json" not in repository.files:
         return {}
-    config = _json(repository, "config.json")
+    config = read_json(repository, "config.json")
     nested = config.get("text_config")
     return {**config, **nested} if isinstance(nested, dict) else config
 
@@ -255,7 +205,7 @@ def _row_ids(repository: Repository, config: dict[str, Any]) -> tuple[tuple[int,
         if type(start) is int and type(stop) is int and type(step) is int and 0 <= start <= stop and step > 0:
             return (start, step), len(range(start, stop, step))
     raise CheckpointError(
-        f"{_where(repository)}: `row_subset` in config.json is {subset!r}. "
+        f"{where(repository)}: `row_subset` in config.json is {subset!r}. "
         "Write it as {start, stop, step}, whole numbers."
     )
 

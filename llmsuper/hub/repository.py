@@ -15,6 +15,7 @@ from llmsuper.hub.source import HubFile, LocalFile
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from llmsuper.hub.rowcache import RowCache
     from llmsuper.hub.source import ByteSource
     from llmsuper.types import ModelEntry
 
@@ -132,13 +133,15 @@ class LocalRepository:
         return 0
 
 
-def open_repository(entry: ModelEntry, *, token: str | None = None) -> Repository:
+def open_repository(entry: ModelEntry, *, token: str | None = None, cache: RowCache | None = None) -> Repository:
     """The files of `entry` at the commit that its revision means now.
+
+    What `cache` remembers of the revision, or else the Hub cache, stands in for a Hub that cannot be asked.
 
     Raises `UnknownNameError` for a local path that does not exist, and `HubError` where the Hub refuses, or cannot
     be reached while the Hub cache does not hold the revision.
     """
-    return _open_local(entry) if entry.local else _open_hub(entry, token)
+    return _open_local(entry) if entry.local else _open_hub(entry, token, cache)
 
 
 def _open_local(entry: ModelEntry) -> LocalRepository:
@@ -158,7 +161,7 @@ def _open_local(entry: ModelEntry) -> LocalRepository:
     return LocalRepository(entry, commit, {name: stat.st_size for name, stat in stats.items()}, folder)
 
 
-def _open_hub(entry: ModelEntry, token: str | None) -> HubRepository:
+def _open_hub(entry: ModelEntry, token: str | None, cache: RowCache | None) -> HubRepository:
     from huggingface_hub import HfApi
     from huggingface_hub.errors import OfflineModeIsEnabled
     from huggingface_hub.utils import httpx
@@ -175,6 +178,9 @@ def _open_hub(entry: ModelEntry, token: str | None) -> HubRepository:
         except (OfflineModeIsEnabled, httpx.HTTPError) as error:
             if not isinstance(error, OfflineModeIsEnabled) and not is_transient(error):
                 raise
+            remembered = cache.recall_files(entry) if cache is not None else None
+            if remembered is not None:
+                return HubRepository(entry, *remembered, origin="hub-cache", token=token)
             cached = _open_cache(entry, token)
             if cached is None:
                 raise
@@ -189,6 +195,8 @@ def _open_hub(entry: ModelEntry, token: str | None) -> HubRepository:
         raise HubError(
             f"{name}: the answer has no commit, or files without sizes. Check that HF_ENDPOINT is a Hugging Face Hub."
         )
+    if cache is not None:
+        cache.remember_files(entry, info.sha, sizes)
     return HubRepository(entry, info.sha, sizes, token=token)
 
 

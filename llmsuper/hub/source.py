@@ -26,12 +26,22 @@ EXPIRED = (401, 403, 404, 410)
 class ByteSource(Protocol):
     """One file whose bytes can be read in any order and by several threads at once."""
 
-    name: str
-    size: int
-    """Bytes of the file."""
-    moved: int
-    """Bytes that came over the network so far; 0 for a file on this machine."""
-    requests: int
+    @property
+    def name(self) -> str: ...
+    @property
+    def size(self) -> int:
+        """Bytes of the file."""
+
+    @property
+    def etag(self) -> str | None:
+        """What the Hub names the file's content by; None for a file on this machine."""
+
+    @property
+    def moved(self) -> int:
+        """Bytes that came over the network so far; 0 for a file on this machine."""
+
+    @property
+    def requests(self) -> int: ...
 
     def read(self, offset: int, n: int) -> bytes: ...
     def read_into(self, offset: int, buffer: memoryview, stop: threading.Event | None = None) -> None: ...
@@ -56,6 +66,7 @@ class LocalFile:
 
     moved = 0
     requests = 0
+    etag = None
 
     def __init__(self, path: Path) -> None:
         self.name = str(path)
@@ -114,7 +125,7 @@ class HubFile:
         self._lock, self._renewing = threading.Lock(), threading.Lock()
         self._body_etags: dict[str, str | None] = {}
         with hub_errors(self.name, repo):
-            self.size, self._etag, self._place = patiently(self._ask, failures=5)
+            self.size, self.etag, self._place = patiently(self._ask, failures=5)
 
     def _ask(self) -> tuple[int, str, _Place]:
         """Size, ETag and place of the file, from one HEAD request. Patience is the caller's: the retries of the
@@ -135,8 +146,8 @@ class HubFile:
             if self._place is not expired:
                 return self._place
             size, etag, place = self._ask()
-            if (size, etag) != (self.size, self._etag):
-                raise self._changed(f"ETag {self._etag}, {self.size:,} bytes", f"ETag {etag}, {size:,} bytes")
+            if (size, etag) != (self.size, self.etag):
+                raise self._changed(f"ETag {self.etag}, {self.size:,} bytes", f"ETag {etag}, {size:,} bytes")
             self._place = place
             return place
 

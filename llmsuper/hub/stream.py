@@ -6,19 +6,17 @@ a view of. Memory is (workers + 1) blocks, whatever the number of rows.
 
 from __future__ import annotations
 
-import os
-import shutil
-import tempfile
 import threading
-import weakref
+import zlib
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import nullcontext
 from functools import partial
-from typing import IO, TYPE_CHECKING
+from typing import TYPE_CHECKING
 
-from llmsuper.errors import LlmsuperError
-from llmsuper.hub.source import LocalFile, read_exactly
-from llmsuper.types import HEAD_DTYPES, RowBlock
+from llmsuper.errors import CheckpointError
+from llmsuper.hub.formats.rows import decode_rows, stored_type
+from llmsuper.types import RowBlock
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -26,6 +24,7 @@ if TYPE_CHECKING:
 
     import torch
 
+    from llmsuper.hub.rowcache import HeadCopy, OpenCopy
     from llmsuper.hub.source import ByteSource
     from llmsuper.types import HeadLocation
 
@@ -44,13 +43,13 @@ def stream_rows(
     location: HeadLocation,
     source: ByteSource,
     *,
+    copy: HeadCopy | None = None,
     block_rows: int | None = None,
     workers: int = 8,
     on_bytes: Callable[[int], None] | None = None,
-    keep: bool = False,
 ) -> HeadStream:
     """The rows of a located head, as something to iterate over, more than once if need be. See `HeadStream`."""
-    return HeadStream(location, source, block_rows=block_rows, workers=workers, on_bytes=on_bytes, keep=keep)
+    return HeadStream(location, source, copy=copy, block_rows=block_rows, workers=workers, on_bytes=on_bytes)
 
 
 class HeadStream:
@@ -60,11 +59,13 @@ class HeadStream:
     after `block.release()`; until then its rows stay valid, and a consumer that never releases pays with memory.
     `on_bytes(n)` is called for every block of n bytes that a pass delivers, whether or not they crossed the network.
 
-    With `keep`, the first whole pass over a file of the Hub also writes the head to an unnamed temporary file, on
-    disk in huggingface_hub's assets folder, and later passes read that: the head crosses the network once. The file
-    goes with the stream. A pass that was left early leaves nothing behind, and the next one starts over.
+    With a `copy`, each block that the copy does not hold yet is read from `source` and kept; what it holds is read from
+    there. So the head crosses the network once, whatever the number of passes and runs, and an interrupted pass is
+    taken up where it stopped.
 
-    Raises, while iterating, whatever the source raises, and `LlmsuperError` where the kept copy finds no room.
+    Raises, while iterating, whatever the source raises, `LlmsuperError` where the copy finds no room, and
+    `CheckpointError` where the format has a checksum of the whole tensor (a torch zip) and it does not hold; the copy
+    is then thrown away, before its last block is delivered.
     """
 
     def __init__(
@@ -72,39 +73,40 @@ class HeadStream:
         location: HeadLocation,
         source: ByteSource,
         *,
+        copy: HeadCopy | None = None,
         block_rows: int | None = None,
         workers: int = 8,
         on_bytes: Callable[[int], None] | None = None,
-        keep: bool = False,
     ) -> None:
         if workers < 1 or (block_rows is not None and block_rows < 1):
             raise ValueError("workers and block_rows are at least 1")
         self.location = location
         self.source = source
-        self.block_rows = min(block_rows or default_block_rows(location.row_bytes), location.rows)
+        self.copy = copy
+        self.stride = location.tensor.row_stride or location.row_bytes
+        self.block_rows = min(block_rows or default_block_rows(self.stride), location.rows)
         self.blocks = -(-location.rows // self.block_rows)
         self.workers = min(workers, self.blocks)
-        self.keep = keep and not isinstance(source, LocalFile)
         self._on_bytes = on_bytes
-        self._kept: IO[bytes] | None = None
 
     def __iter__(self) -> Iterator[RowBlock]:
-        kept, copy = self._kept, None
-        if self.keep and kept is None:
-            copy = _temporary_file(self.location.nbytes)
-            weakref.finalize(self, copy.close)
+        with self.copy.opened() if self.copy is not None else nullcontext() as copy:
+            yield from self._pass(copy)
+
+    def _pass(self, copy: OpenCopy | None) -> Iterator[RowBlock]:
         stop = threading.Event()
         starts = iter(range(0, self.location.rows, self.block_rows))
         free: deque[torch.Tensor] = deque()
         pending: deque[tuple[int, torch.Tensor, Future[torch.Tensor]]] = deque()
         pool = ThreadPoolExecutor(self.workers, thread_name_prefix="llmsuper-rows")
+        checksum = 0
 
         def ask_for_next() -> None:
             start = next(starts, None)
             if start is not None:
                 # A buffer that the consumer has not released is not in `free`: a new one, rather than overwritten rows.
                 buffer = free.popleft() if free else self._new_buffer()
-                pending.append((start, buffer, pool.submit(self._read, start, buffer, kept, copy, stop)))
+                pending.append((start, buffer, pool.submit(self._read, start, buffer, copy, stop)))
 
         try:
             for _ in range(self.workers):
@@ -114,75 +116,59 @@ class HeadStream:
                 rows = future.result()
                 pending.popleft()
                 ask_for_next()  # before the consumer computes, so that every worker reads while it does
+                nbytes = len(rows) * self.location.row_bytes
+                if self.location.tensor.crc32 is not None:
+                    checksum = zlib.crc32(buffer.numpy().data[:nbytes], checksum)
                 if self._on_bytes is not None:
-                    self._on_bytes(rows.nbytes)
-                if not pending and copy is not None and self._kept is None:
-                    self._kept, copy = copy, None  # every row is in it
+                    self._on_bytes(nbytes)
+                if not pending:
+                    self._finish(checksum, copy)
                 yield RowBlock(start, rows, partial(_release, [buffer], free))
         finally:
             stop.set()
             pool.shutdown(wait=False, cancel_futures=True)
             begun = [future for _, _, future in pending if not future.cancelled()]
             wait(begun, timeout=5)  # a read ends at its next chunk, or times out
+
+    def _finish(self, checksum: int, copy: OpenCopy | None) -> None:
+        """Every row has been read, and the last block is about to be delivered."""
+        expected = self.location.tensor.crc32
+        if expected is not None and checksum != expected:
             if copy is not None:
-                copy.close()
+                copy.discard()
+            raise CheckpointError(
+                f"{self.source.name}: the bytes of {self.location.tensor.name!r} have CRC-32 {checksum:08x}, the file "
+                f"says {expected:08x}. Something on the way, or the file itself, is damaged: run this again, and if it "
+                "says the same, download the file anew."
+            )
+        if copy is not None:
+            copy.finish()
 
     def _new_buffer(self) -> torch.Tensor:
         import torch
 
-        return torch.empty(self.block_rows * self.location.row_bytes, dtype=torch.uint8)
+        return torch.empty(self.block_rows * self.stride, dtype=torch.uint8)
 
-    def _read(
-        self, start: int, buffer: torch.Tensor, kept: IO[bytes] | None, copy: IO[bytes] | None, stop: threading.Event
-    ) -> torch.Tensor:
-        """Fills `buffer` with the block that starts at row `start`, and returns the rows as a view of it."""
-        import torch
-
+    def _read(self, start: int, buffer: torch.Tensor, copy: OpenCopy | None, stop: threading.Event) -> torch.Tensor:
+        """Fills `buffer` with the block that starts at row `start`, and returns its rows, a view of it where possible."""
         location = self.location
-        count = min(self.block_rows, location.rows - start)
-        offset, n = start * location.row_bytes, count * location.row_bytes
-        view = buffer.numpy().data[:n]
-        if kept is not None:
-            read_exactly(kept.fileno(), offset, view, "the kept copy of the head")
-        else:
-            self.source.read_into(location.tensor.begin + offset, view, stop)
-        if copy is not None:
-            _write(copy, offset, view)
-        dtype = getattr(torch, HEAD_DTYPES[location.tensor.dtype])
-        return buffer[:n].view(dtype).view(count, location.columns)
+        count, width = min(self.block_rows, location.rows - start), location.row_bytes
+        packed = buffer.numpy().data[: count * width]
+        if copy is None or not copy.read(start * width, packed):
+            raw = buffer.numpy().data[: (count - 1) * self.stride + width]
+            self.source.read_into(location.tensor.begin + start * self.stride, raw, stop)
+            if self.stride != width:  # rows of a wider storage: what lies between them is left out
+                buffer[: count * width] = buffer.as_strided((count, width), (self.stride, 1)).reshape(-1)
+            if copy is not None:
+                copy.write(start * width, packed)
+        raw_rows = buffer[: count * width]
+        if location.tensor.byteorder == "big":
+            element = stored_type(location.tensor.dtype).block_bytes
+            raw_rows = raw_rows.view(-1, element).flip(1).reshape(-1)
+        return decode_rows(location.tensor.dtype, raw_rows, count, location.columns)
 
 
 def _release(slot: list[torch.Tensor], free: deque[torch.Tensor]) -> None:
     """Hands a block's buffer back, the first time only."""
     if slot:
         free.append(slot.pop())
-
-
-def _temporary_file(nbytes: int) -> IO[bytes]:
-    """An unnamed file on the disk of the Hub client's assets, where there is room for `nbytes`."""
-    from huggingface_hub import cached_assets_path
-
-    try:
-        folder = cached_assets_path("llmsuper", namespace="heads", subfolder="streaming")
-        room = shutil.disk_usage(folder).free
-        if room >= nbytes:
-            return tempfile.TemporaryFile(dir=folder, buffering=0)
-    except OSError as error:
-        raise _no_copy(nbytes, error.strerror or str(error)) from error
-    raise _no_copy(nbytes, f"{folder} has {room / 1e9:.2f} GB free")
-
-
-def _write(copy: IO[bytes], offset: int, view: memoryview) -> None:
-    try:
-        while view:
-            n = os.pwrite(copy.fileno(), view, offset)
-            offset, view = offset + n, view[n:]
-    except OSError as error:
-        raise _no_copy(offset + len(view), error.strerror or str(error)) from error
-
-
-def _no_copy(nbytes: int, found: str) -> LlmsuperError:
-    return LlmsuperError(
-        f"the temporary copy of the head: {found}, {nbytes / 1e9:.2f} GB are needed. "
-        "Free some space, set HF_ASSETS_CACHE to a larger disk, or leave out the statistics that read the rows twice."
-    )

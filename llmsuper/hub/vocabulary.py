@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmsuper.hub.repository import Repository
+    from llmsuper.types import HeadLocation
 
 
 def _of_tokenizer(value: dict[str, Any]) -> Iterable[Any]:
@@ -90,11 +91,21 @@ def files_needed(files: Iterable[str]) -> tuple[str, ...]:
     return ()
 
 
-def read_vocabulary(repository: Repository) -> Vocabulary | None:
-    """The vocabulary of the model's own tokenizer, or None where no file of `READERS` tells it.
+def runs(ids: np.ndarray) -> tuple[tuple[int, int], ...]:
+    """Sorted ids as runs (first, last) of consecutive ones."""
+    breaks = np.flatnonzero(np.diff(ids) != 1)
+    firsts, lasts = np.append(0, breaks + 1), np.append(breaks, len(ids) - 1)
+    return tuple((int(ids[a]), int(ids[b])) for a, b in zip(firsts, lasts, strict=True)) if len(ids) else ()
+
+
+def read_vocabulary(repository: Repository, location: HeadLocation) -> Vocabulary | None:
+    """The vocabulary of the model's own tokenizer, or None where neither the head's file nor a file of `READERS` tells it.
 
     Raises `CheckpointError` for a malformed file.
     """
+    if location.token_ranges is not None:
+        ids = [np.arange(first, last + 1, dtype=np.int64) for first, last in location.token_ranges]
+        return Vocabulary(np.concatenate([np.empty(0, np.int64), *ids]), (location.file,))
     names = files_needed(repository.files)
     if not names:
         return None

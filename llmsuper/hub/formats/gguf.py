@@ -14,6 +14,7 @@ import math
 import struct
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NoReturn
+from weakref import WeakKeyDictionary
 
 from llmsuper.errors import CheckpointError
 from llmsuper.hub.formats.safetensors import DISGUISES
@@ -81,7 +82,19 @@ def token_ids(source: ByteSource) -> np.ndarray | None:
 
 
 def read_header(source: ByteSource) -> Header:
-    """The metadata and the place of every tensor; `CheckpointError` for a malformed or unsupported header."""
+    """The metadata and the place of every tensor; `CheckpointError` for a malformed or unsupported header.
+
+    Read once for each source: on the Hub a vocabulary of 10 MB would cross the network again.
+    """
+    if source not in _HEADERS:
+        _HEADERS[source] = _read_header(source)
+    return _HEADERS[source]
+
+
+_HEADERS: WeakKeyDictionary[ByteSource, Header] = WeakKeyDictionary()
+
+
+def _read_header(source: ByteSource) -> Header:
     cursor = _Cursor(source)
     tensor_count, entry_count = _counts(source, cursor)
     metadata, lengths, token_types = _metadata(source, cursor, entry_count)

@@ -76,8 +76,11 @@ class RangeFile:
 
 
 def is_zip(file: RangeFile) -> bool:
-    """Whether the file ends as a zip archive does."""
-    return zipfile.is_zipfile(file)
+    """Whether the file ends as a zip archive does, be it a damaged one."""
+    try:
+        return zipfile.is_zipfile(file)
+    except zipfile.BadZipFile:
+        return True
 
 
 class ZipRecords:
