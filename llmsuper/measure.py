@@ -152,6 +152,7 @@ def _row_cache(settings: Settings) -> Iterator[RowCache]:
     if settings.keep_heads:
         yield kept
         return
+    kept.folder.mkdir(parents=True, exist_ok=True)  # on the same disk, which is meant for heads
     with tempfile.TemporaryDirectory(prefix="run-", dir=kept.folder) as folder:
         yield RowCache(Path(folder))
 

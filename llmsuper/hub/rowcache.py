@@ -22,6 +22,7 @@ import threading
 import zlib
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from llmsuper.errors import LlmsuperError
@@ -31,7 +32,6 @@ from llmsuper.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
-    from pathlib import Path
 
 HEADER_BYTES = 4096
 """Room for the header of a kept head, padded with spaces, so that rows start at a page."""
@@ -53,9 +53,9 @@ class RowCache:
 
     def __init__(self, folder: Path | None = None) -> None:
         if folder is None:
-            from huggingface_hub import cached_assets_path
+            from huggingface_hub import constants  # not `cached_assets_path`, which makes the folder at once
 
-            folder = cached_assets_path("llmsuper", namespace="heads", subfolder="v1")
+            folder = Path(constants.HF_ASSETS_CACHE) / "llmsuper" / "heads" / "v1"
         self.folder = folder
 
     def head(self, location: HeadLocation, etag: str) -> HeadCopy:
