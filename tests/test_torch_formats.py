@@ -22,13 +22,18 @@ from llmsuper.hub.formats import torch as torch_format
 from llmsuper.hub.formats.torch import DISGUISES, TorchIndex
 from llmsuper.hub.formats.torch_legacy import FIRST_READ
 from llmsuper.hub.formats.torch_zip import TAIL
+from llmsuper.hub.locate import locate_head
+from llmsuper.hub.repository import open_repository
 from llmsuper.hub.source import LocalFile
-from llmsuper.types import DTYPE_BYTES, TensorInfo
+from llmsuper.hub.stream import stream_rows
+from llmsuper.types import DTYPE_BYTES, HeadLocation, ModelEntry, TensorInfo
 from tests.checkpoints import safetensors_bytes, torch_bytes, weight_files
 from tests.hostile_pickles import HEAD, LAYOUTS, STORAGE, legacy_file, state_dict, tensor, text, zip_file
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
+
+    from tests.fake_hub import FakeHub
 
 DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
@@ -108,6 +113,10 @@ def views(dtype: torch.dtype) -> dict[str, torch.Tensor]:
     }
 
 
+APART = ("strided", "every other row", "one column")
+"""The views whose rows do not touch."""
+
+
 # ---- what there is
 
 
@@ -120,16 +129,11 @@ def test_spans_are_those_of_the_reference_writer(opened: Callable[[bytes], Count
     assert list(found) == list(tensors)
     assert len(found) == len(tensors)
     assert found.shapes == {key: tuple(stored.shape) for key, stored in tensors.items()}
-    loaded = torch.load(io.BytesIO(content))
     for key, info in found.items():
         assert (info.name, info.dtype, info.byteorder) == (key, name, "little")
-        assert same(tensor_at(content, info), loaded[key]), key
-        row = (
-            loaded[key].stride(0) * loaded[key].itemsize
-            if key in ("strided", "every other row", "one column")
-            else None
-        )
-        assert info.row_stride == row, key
+        assert same(tensor_at(content, info), tensors[key]), key
+        stride = tensors[key].stride(0) * tensors[key].itemsize if tensors[key].ndim else 0
+        assert info.row_stride == (stride if key in APART else None), key
     assert found["plain"].shared_with == ("tied",)
     assert found["tied"].shared_with == ("plain",)
     assert found["copy"].shared_with == found["offset"].shared_with == ()
@@ -216,7 +220,7 @@ def test_parameters_and_metadata(opened: Callable[[bytes], Counting], legacy: bo
     [
         ({"epoch": 3, "state_dict": {"w": 1}, "optimizer": {"state": {0: {"exp_avg": 2}}}}, ["w"]),
         ({"module": {"state_dict": {"w": 1}}}, ["w"]),
-        ({"model": {"language_model": {"embedding": {"weight": 1}, "head": 2}}}, ["language_model.embedding.weight", "language_model.head"]),
+        ({"model": {"lm": {"in": {"weight": 1}, "head": 2}}}, ["lm.in.weight", "lm.head"]),
         ({"model": {"w": 1}, "rng": 2}, ["model.w", "rng"]),
         ({"w": 1, "step": 5, 7: 2}, ["w", "7"]),
         ({"epoch": 3}, []),
@@ -255,7 +259,7 @@ def test_big_endian(opened: Callable[[bytes], Counting], layout: str) -> None:
             archive.writestr("archive/byteorder", b"big")
         content = buffer.getvalue()
     else:
-        content = content.replace(text("little_endian") + b"q\x02\x88", text("little_endian") + b"q\x02\x89")
+        content = content.replace(text("little_endian") + b"q\x01\x88", text("little_endian") + b"q\x01\x89")
     assert torch_format.index(opened(content))[HEAD].byteorder == "big"
 
 
@@ -306,6 +310,70 @@ def test_an_endless_legacy_pickle_is_read_to_a_bound(tmp_path: Path) -> None:
     source.close()
 
 
+# ---- from the Hub to the rows
+
+
+def streamed(hub: FakeHub, files: dict[str, bytes]) -> tuple[torch.Tensor, HeadLocation]:
+    """The head of these files on the Hub, as its rows arrive."""
+    hub.add("org/tiny", files)
+    repository = open_repository(ModelEntry("org/tiny"))
+    location = locate_head(repository)
+    stream = stream_rows(location, repository.open(location.file), block_rows=77)
+    return torch.cat([block.rows.clone() for block in stream]), location
+
+
+@LEGACY
+@pytest.mark.parametrize("shards", [1, 3])
+def test_the_rows_of_a_checkpoint_on_the_hub(hub: FakeHub, shards: int, legacy: bool) -> None:
+    tensors = {"model.decoder.embed_positions.weight": torch.randn(9, 8), "model.norm.weight": torch.randn(8)}
+    tensors |= {HEAD: torch.randn(500, 8, dtype=torch.float16), "score.weight": torch.randn(2, 8)}
+    files = weight_files(tensors, "torch", shards)
+    if legacy:
+        for name in [name for name in files if name.endswith(".bin")]:
+            files[name] = torch_bytes(torch.load(io.BytesIO(files[name])), legacy=True)
+    rows, location = streamed(hub, files)
+    assert same(rows, tensors[HEAD])
+    assert not location.tied
+    assert (location.tensor.crc32 is None) == legacy
+
+
+@LEGACY
+def test_the_rows_of_a_view(hub: FakeHub, legacy: bool) -> None:
+    wide = torch.randn(600, 20, dtype=torch.bfloat16)
+    rows, location = streamed(hub, {"pytorch_model.bin": torch_bytes({HEAD: wide[50:550, 4:11]}, legacy=legacy)})
+    assert location.tensor.row_stride == 40
+    assert same(rows, wide[50:550, 4:11])
+
+
+def test_the_rows_of_a_big_endian_machine(hub: FakeHub) -> None:
+    stored = STORAGE[::-1]
+    data = {"a/data.pkl": state_dict(), "a/byteorder": b"big", "a/data/0": stored}
+    rows, _ = streamed(hub, {"pytorch_model.bin": zip_of(data)})
+    swapped = torch.frombuffer(bytearray(stored), dtype=torch.uint8).view(-1, 4).flip(1).reshape(-1)
+    assert same(rows, swapped.view(torch.float32).view(32, 32))
+
+
+def test_a_flipped_byte_is_found(hub: FakeHub) -> None:
+    content = bytearray(torch_bytes({HEAD: torch.ones(500, 8)}))
+    content[content.index(struct.pack("<f", 1.0) * 9) + 6000] ^= 1
+    with pytest.raises(CheckpointError, match="have CRC-32"):
+        streamed(hub, {"pytorch_model.bin": bytes(content)})
+
+
+def test_two_ranges_locate_a_head_on_the_hub(hub: FakeHub) -> None:
+    tensors = {HEAD: torch.zeros(5000, 64)} | {f"h.{i}.weight": torch.zeros(64, 64) for i in range(389)}
+    hub.add("org/tiny", {"pytorch_model.bin": torch_bytes(tensors)})
+    repository = open_repository(ModelEntry("org/tiny"))
+    hub.take_log()
+    location = locate_head(repository)
+    assert [request.method for request in hub.take_log()] == ["HEAD", "GET", "GET"]
+    source = repository.open(location.file)
+    before = source.moved
+    for block in stream_rows(location, source):
+        block.release()
+    assert source.moved - before == location.nbytes == 5000 * 64 * 4
+
+
 # ---- what is no span of rows
 
 
@@ -353,8 +421,6 @@ def repacked(content: bytes, **options: Any) -> bytes:
 
 
 def torchscript() -> bytes:
-    path = Path(__file__).parent
-    assert path.is_dir()
     with zipfile.ZipFile(buffer := io.BytesIO(), "w") as archive:  # torch.jit is deprecated, and warns
         for name in ("data/0", "data.pkl", "code/__torch__/linear.py", "constants.pkl", "version"):
             archive.writestr(f"net/{name}", b"\x80\x02}.")
@@ -414,7 +480,10 @@ HOSTILE: dict[str, tuple[bytes, str]] = {
     "a record that is none": (patched(GOOD, CELL + 42, b"\x07\x00\x00\x00"), "there is no record of 4,096 bytes at byte 7"),
     "a record into the list": (patched(GOOD, GOOD.index(b"archive/data/0") - 2, b"\x00\x10"), "there is no record of 4,096"),
     "a list of the whole file": (patched(GOOD, len(GOOD) - 10, b"\xff\xff\xff\x7f"), "its list of records is damaged"),
-    "two records of one name": (GOOD.replace(b"archive/version", b"archive/data/00"[:15]), None or "'archive/data/00'"),
+    "two records of one name": (
+        zip_of({"a/data.pkl": state_dict(), "a/data/0": STORAGE, "a/data/1": STORAGE}).replace(b"data/1", b"data/0"),
+        "two records of the archive have one name",
+    ),
     "a storage of another size": (zip_file(state_dict(), STORAGE[:-4]), "has 4,092 bytes, the pickle says 4,096"),
     "no storage": (zip_file(state_dict(head=tensor(key=text("1")))), "no record 'archive/data/1', which its pickle needs"),
     "a byte order": (zip_of({"a/data.pkl": state_dict(), "a/byteorder": b"middle"}), "`byteorder` says b'middle'"),
@@ -510,7 +579,7 @@ def test_a_damaged_file_is_located_or_refused(tmp_path: Path, layout: str) -> No
             if HEAD in found:
                 info = found[HEAD]
                 assert 0 <= info.begin <= info.end <= len(damaged)
-            outcomes["located"] += 1
+                outcomes["located"] += 1
         except CheckpointError as error:
             outcomes["refused"] += 1
             assert str(error).endswith(".")
