@@ -51,12 +51,12 @@ def plan(
             warn(f"{entry.name}: {note}")
         table.row(found)
     if len(plans) > 1:
-        head = sum(p.head_bytes for p in plans)
+        heads = sum(p.location.nbytes for p in plans)
         total = sum(p.total_bytes for p in plans)
         whole = sum(p.location.checkpoint_bytes for p in plans)
         table.note(
-            f"{len(plans)} heads: {size(head)} of heads, {size(total)} to move ({total:,} bytes), "
-            f"{size(whole)} of checkpoints" + (f", {whole / total:.1f} times as much" if total else "")
+            f"{len(plans)} heads, {size(heads)}; to move: {total:,} bytes ({size(total)}); "
+            f"their checkpoints: {size(whole)}" + (f", {whole / total:.1f} times as much" if total else "")
         )
     failures.close()
 
