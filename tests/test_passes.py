@@ -109,7 +109,7 @@ def test_threads_are_restored_when_a_pass_fails() -> None:
 
 
 class Stream:
-    """Blocks in two buffers that are overwritten as soon as they are handed back."""
+    """Blocks in a few buffers that are overwritten as soon as they are handed back."""
 
     def __init__(self, W: torch.Tensor, rows: int, buffers: int) -> None:
         self.W, self.rows = W, rows
@@ -118,7 +118,7 @@ class Stream:
 
     def __iter__(self) -> Iterator[RowBlock]:
         for start in range(0, len(self.W), self.rows):
-            self.free.acquire()
+            assert self.free.acquire(timeout=10), "no buffer came back"
             self.out += 1
             self.most = max(self.most, self.out)
             buffer = self.W[start : start + self.rows].clone()
