@@ -75,7 +75,7 @@ def ours(W: torch.Tensor, *, whole: bool = True) -> float:
     """What `llmsuper overlap` does in its first pass: norms, overlap and mean row; or the Gram matrix alone."""
     row_bytes = W.shape[1] * W.element_size()
     accumulators = [GramAccumulator(), NormAccumulator(), MeanRowAccumulator()] if whole else [GramAccumulator()]
-    blocks = MatrixBlocks(W, default_block_rows(row_bytes))
+    blocks = MatrixBlocks(W, default_block_rows(len(W), row_bytes))
     found: float = one_pass(blocks, accumulators, backend=choose_backend(device="cpu"))[0].mean_squared_overlap
     return found
 

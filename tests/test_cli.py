@@ -244,8 +244,8 @@ def test_a_plan_adds_up(lists: Path, hub: FakeHub) -> None:
         assert tensor.endswith(f" in {checkpoint.head_file}")
         assert (" (tied)" in tensor) is (repo in list(OTHERS)[:2])
         assert line.index(tensor) == title.index("tensor")
-    assert f"({sum(moved.values()):,} bytes)" in total
-    assert total.startswith("5 heads: ")
+    assert f"to move: {sum(moved.values()):,} bytes" in total
+    assert total.startswith("5 heads, ")
     assert sum(len(request.range or "") > 0 for request in weights_requests(hub)) == 5  # headers; not one row
 
 

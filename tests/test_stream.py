@@ -149,16 +149,17 @@ def test_a_local_file_that_was_cut_after_its_header_was_read(tmp_path: Path) -> 
     source.close()
 
 
-def test_the_default_block() -> None:
-    shapes = {
-        "pythia-70m": (1024, 8192),
-        "gpt2": (3072, 5461),
-        "pythia-2.8b": (5120, 3276),
-        "Qwen2.5-72B": (16384, 2048),
-    }
-    assert {name: default_block_rows(row_bytes) for name, (row_bytes, _) in shapes.items()} == {
-        name: rows for name, (_, rows) in shapes.items()
-    }
+@pytest.mark.parametrize(
+    ("rows", "row_bytes"),
+    [(50304, 1024), (50257, 3072), (50304, 5120), (151936, 1792), (152064, 16384), (512, 256), (8193, 64), (1, 1)],
+)
+def test_the_default_blocks_are_even_and_bounded(rows: int, row_bytes: int) -> None:
+    size = default_block_rows(rows, row_bytes)
+    blocks = -(-rows // size)
+    assert blocks == 1 or blocks % 8 == 0 or rows < 64 * 8
+    assert size <= 8192
+    assert size * row_bytes <= max(16 << 20, 2048 * row_bytes)
+    assert rows - (blocks - 1) * size > size - blocks, "the last block is nearly as large as the others"
 
 
 @pytest.mark.parametrize("options", [{"workers": 0}, {"block_rows": 0}])

@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
     import torch
 
-    from llmsuper.hub.rowcache import HeadCopy, OpenCopy
+    from llmsuper.hub.headcopy import HeadCopy, OpenCopy
     from llmsuper.hub.source import ByteSource
     from llmsuper.types import HeadLocation
 
@@ -32,11 +32,18 @@ BLOCK_BYTES = 16 << 20
 """Aimed at: enough to hide 80 ms of latency per request over eight connections."""
 FEWEST_ROWS, MOST_ROWS = 2_048, 8_192
 """Bounds of a block's rows: a matrix product wants many, an n-independent memory not too many."""
+EVEN = 8
+"""Of several blocks there are a multiple of this many, all of one size: so 2, 4 or 8 threads end at the same time."""
 
 
-def default_block_rows(row_bytes: int) -> int:
-    """Rows in a block of about 16 MiB, at least 2,048 and at most 8,192."""
-    return min(MOST_ROWS, max(FEWEST_ROWS, BLOCK_BYTES // row_bytes))
+def default_block_rows(rows: int, row_bytes: int) -> int:
+    """Rows in a block of at most about 16 MiB, about 2,048 to 8,192 of them, evenly spread over the n `rows`.
+
+    It depends on the matrix alone, never on the machine: the blocks of a kept head are the same everywhere.
+    """
+    most = min(MOST_ROWS, max(FEWEST_ROWS, BLOCK_BYTES // row_bytes))
+    blocks = -(-rows // most)
+    return -(-rows // (-(-blocks // EVEN) * EVEN)) if blocks > 1 else rows
 
 
 def stream_rows(
@@ -84,7 +91,7 @@ class HeadStream:
         self.source = source
         self.copy = copy
         self.stride = location.tensor.row_stride or location.row_bytes
-        self.block_rows = min(block_rows or default_block_rows(self.stride), location.rows)
+        self.block_rows = min(block_rows or default_block_rows(location.rows, self.stride), location.rows)
         self.blocks = -(-location.rows // self.block_rows)
         self.workers = min(workers, self.blocks)
         self._on_bytes = on_bytes

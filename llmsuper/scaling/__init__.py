@@ -1,0 +1,1 @@
+"""Curves through numbers; knows nothing of models."""
