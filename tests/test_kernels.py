@@ -236,7 +236,7 @@ def test_the_result_does_not_depend_on_threads_or_chance(monkeypatch: pytest.Mon
     wanted = everything()
     for cores in (1, 2, 3, 3):
         monkeypatch.setattr(llmsuper.kernels, "usable_cores", lambda cores=cores: cores)
-        assert choose_backend().threads == cores
+        assert choose_backend(device="cpu").threads(768) == cores
         assert everything() == wanted
 
 
@@ -297,7 +297,7 @@ def test_the_product_on_a_gpu_is_never_tf32(before: bool) -> None:
 
 def test_usable_cores() -> None:
     assert usable_cores() >= 1
-    assert choose_backend(device="cpu").threads == usable_cores()
+    assert choose_backend(device="cpu").threads(768) == usable_cores()
 
 
 def test_one_thread_per_block_restores_what_it_found() -> None:
@@ -328,3 +328,11 @@ def test_gram_leaves_other_threads_alone() -> None:
         worker.join()
     for k, gram in enumerate(alone):
         assert found[k] == pytest.approx(gram, abs=1e-5)
+
+
+def test_wide_heads_get_fewer_threads(monkeypatch: pytest.MonkeyPatch) -> None:
+    """64 cores would hold 64 products of 268 MB each."""
+    monkeypatch.setattr(llmsuper.kernels, "usable_cores", lambda: 64)
+    float32, float64 = choose_backend(device="cpu"), choose_backend(device="cpu", precision="float64")
+    assert [b.threads(m) for m in (768, 8192) for b in (float32, float64)] == [64, 64, 16, 8]
+    assert float64.threads(1 << 20) == 1

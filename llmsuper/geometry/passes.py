@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -38,7 +39,7 @@ def one_pass(
     centre: (m,) subtracted from each row before it is normalised.
     mask: (n,) True for rows that go to `accumulators`; the rest go to `others`, whose `compute` is left to the caller.
 
-    Blocks are normalised and multiplied on `backend.threads` threads; partial results are added in the order of the rows.
+    Blocks are normalised and multiplied on several threads; partial results are added in the order of the rows.
     Raises `CheckpointError` for the first row that is NaN or infinite, naming its number.
     """
     backend = backend or choose_backend()
@@ -77,14 +78,19 @@ def _summaries(
         return [(target, target.summarize(unit_block)) for target, unit_block in normalised]
 
     waiting: deque[Future[list[tuple[Accumulator, Any]]]] = deque()
+    blocks = iter(blocks)
+    first = next(blocks, None)
+    if first is None:
+        return
+    threads = backend.threads(first.rows.shape[1])
     with (
         one_thread_per_block(),
-        ThreadPoolExecutor(backend.threads, "rows", initializer=torch.set_num_threads, initargs=(1,)) as pool,
+        ThreadPoolExecutor(threads, "rows", initializer=torch.set_num_threads, initargs=(1,)) as pool,
     ):
         try:
-            for block in blocks:
+            for block in chain([first], blocks):
                 waiting.append(pool.submit(work, block))
-                if len(waiting) > backend.threads:
+                if len(waiting) > threads:
                     yield waiting.popleft().result()
             while waiting:
                 yield waiting.popleft().result()

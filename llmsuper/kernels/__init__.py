@@ -62,6 +62,10 @@ BACKENDS: dict[str, BackendRow] = {
 }
 
 
+PRODUCT_BYTES = 4 << 30
+"""Room for the products of blocks that are in flight: 16 of a head with 8,192 columns in float32."""
+
+
 class NonFiniteRowError(Exception):
     """Row `index` of a block holds a NaN or an infinity. Whoever knows the row's place turns it into an error for users."""
 
@@ -79,10 +83,15 @@ class Backend:
     precision: Precision
     operations: Operations
 
-    @property
-    def threads(self) -> int:
-        """Blocks to work on at once: one per core on a CPU, where each runs single-threaded BLAS; one on a GPU."""
-        return usable_cores() if self.device == "cpu" else 1
+    def threads(self, columns: int) -> int:
+        """Blocks to work on at once: one per core on a CPU, where each runs single-threaded BLAS; one on a GPU.
+
+        Fewer where the m × m products of that many blocks would take more than PRODUCT_BYTES.
+        """
+        if self.device != "cpu":
+            return 1
+        product = (8 if self.precision == "float64" else 4) * columns**2
+        return max(1, min(usable_cores(), PRODUCT_BYTES // product))
 
     def unit_rows(
         self, rows: torch.Tensor, centre: NDArray[np.float64] | None = None
