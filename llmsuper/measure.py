@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import tempfile
 import time
-from contextlib import closing, contextmanager
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from llmsuper.errors import CheckpointError, HubError, LlmsuperError, lookup
@@ -15,9 +13,10 @@ from llmsuper.geometry import ACCUMULATORS
 from llmsuper.geometry.overlap import MeanRowAccumulator
 from llmsuper.geometry.passes import one_pass
 from llmsuper.hub.checkpoint import small_files
+from llmsuper.hub.conversions import with_conversion
 from llmsuper.hub.head import open_head
 from llmsuper.hub.repository import open_repository
-from llmsuper.hub.rowcache import RowCache
+from llmsuper.hub.rowcache import RowCache, row_cache
 from llmsuper.hub.vocabulary import files_needed, read_vocabulary
 from llmsuper.kernels import choose_backend, choose_precision
 from llmsuper.types import HeadRecord
@@ -54,10 +53,17 @@ class Settings:
     """Refuse a head that would move more bytes than this over the network."""
     keep_heads: bool = True
     """Keep fetched heads on this machine, so that a later run moves nothing."""
+    allow_pr: bool = False
+    """Where a revision has no safetensors, take the conversion that the Hub's bot offers in a pull request."""
 
     def __post_init__(self) -> None:
         for name in self.statistics:
             lookup(ACCUMULATORS, name, "statistic")
+
+    @property
+    def passes(self) -> int:
+        """How often the rows are read."""
+        return 2 if any(ACCUMULATORS[name].centred for name in self.statistics) else 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -88,10 +94,12 @@ class Outcome:
     error: LlmsuperError | None = None
 
 
-def plan_head(entry: ModelEntry, lm_head: str | None = None, file: str | None = None) -> HeadPlan:
+def plan_head(
+    entry: ModelEntry, lm_head: str | None = None, file: str | None = None, *, allow_pr: bool = False
+) -> HeadPlan:
     """Where the head of `entry` is and what measuring it would move. Reads headers, the shard index and config.json only."""
     cache = RowCache()
-    repository = open_repository(entry, cache=cache)
+    repository = _open(entry, cache, file, allow_pr)
     small = small_files(repository, file) + (() if lm_head else files_needed(repository.files))
     other = repository.uncached_bytes(small)  # asked before `open_head` fetches some of them
     with closing(open_head(repository, cache, tensor=lm_head, file=file)) as head:
@@ -101,8 +109,8 @@ def plan_head(entry: ModelEntry, lm_head: str | None = None, file: str | None = 
 def measure_head(entry: ModelEntry, settings: Settings | None = None, watch: Watch | None = None) -> HeadRecord:
     """Find, stream and measure one head. Raises the `LlmsuperError` that stopped it."""
     settings = settings or Settings()
-    with _row_cache(settings) as cache:
-        return _measure(open_repository(entry, cache=cache), settings, cache, watch)
+    with row_cache(keep=settings.keep_heads, passes=settings.passes) as cache:
+        return _measure(_open(entry, cache, settings.file, settings.allow_pr), settings, cache, watch)
 
 
 def measure_heads(
@@ -122,13 +130,16 @@ def measure_heads(
     settings = settings or Settings()
     choose_backend(settings.backend, settings.device)
     store.check_writable()
-    with _row_cache(settings) as cache:
+    with row_cache(keep=settings.keep_heads, passes=settings.passes) as cache:
         for entry in entries:
+            if cache is not None and not settings.keep_heads:
+                cache.clear()  # of the model before: a whole family's heads may not find room
             try:
-                repository = open_repository(entry, cache=cache)
+                repository = _open(entry, cache, settings.file, settings.allow_pr)
                 found = _stored(store, repository, settings)
                 held = set(found.statistics[found.row_class]) if found is not None else set()
-                if found is not None and held >= set(settings.statistics) and not force:
+                said = found is not None and set(repository.notes) <= set(found.notes)
+                if found is not None and said and held >= set(settings.statistics) and not force:
                     # two revisions may be one commit, which has one record: this is what it says of the revision asked for
                     yield Outcome(entry, replace(found, revision=entry.revision), stored=True)
                     continue
@@ -145,16 +156,9 @@ def measure_heads(
             yield Outcome(entry, record)
 
 
-@contextmanager
-def _row_cache(settings: Settings) -> Iterator[RowCache]:
-    """The cache of kept heads; or one that goes with the run, for statistics that read the rows twice."""
-    kept = RowCache()
-    if settings.keep_heads:
-        yield kept
-        return
-    kept.folder.mkdir(parents=True, exist_ok=True)  # on the same disk, which is meant for heads
-    with tempfile.TemporaryDirectory(prefix="run-", dir=kept.folder) as folder:
-        yield RowCache(Path(folder))
+def _open(entry: ModelEntry, cache: RowCache | None, file: str | None, allow_pr: bool) -> Repository:
+    repository = open_repository(entry, cache=cache)
+    return with_conversion(repository, cache, file) if allow_pr else repository
 
 
 def _stored(store: ResultStore, repository: Repository, settings: Settings) -> HeadRecord | None:
@@ -168,7 +172,7 @@ def _stored(store: ResultStore, repository: Repository, settings: Settings) -> H
     )
 
 
-def _measure(repository: Repository, settings: Settings, cache: RowCache, watch: Watch | None) -> HeadRecord:
+def _measure(repository: Repository, settings: Settings, cache: RowCache | None, watch: Watch | None) -> HeadRecord:
     began = time.monotonic()
     head = open_head(repository, cache, tensor=settings.lm_head, file=settings.file)
     location = head.location

@@ -100,6 +100,16 @@ Content = bytes | Path | File | None
 
 
 @dataclass(slots=True)
+class Thread:
+    """A discussion, or a pull request, whose files are the branch `refs/pr/<number>`."""
+
+    title: str
+    author: str
+    status: str = "open"
+    pull: bool = True
+
+
+@dataclass(slots=True)
 class Repo:
     """One model repository: commits by sha, and the names that point to them."""
 
@@ -114,6 +124,8 @@ class Repo:
     """Who may read it where it is gated or private."""
     tags: Collection[str] = ()
     downloads: int = 0
+    threads: dict[int, Thread] = field(default_factory=dict)
+    """By number."""
 
 
 @dataclass
@@ -220,6 +232,15 @@ class FakeHub:
         sha = hashlib.sha1("\n".join(named).encode()).hexdigest()
         repo.commits[sha], repo.branches[branch] = tree, sha
         return sha
+
+    def open_pull(self, repo_id: str, files: Mapping[str, Content], thread: Thread) -> tuple[int, str]:
+        """A pull request that lays `files` over main; returns its number and commit."""
+        repo = self.repos[repo_id]
+        number = len(repo.threads) + 1
+        repo.threads[number] = thread
+        branch = f"refs/pr/{number}"
+        repo.branches[branch] = repo.branches["main"]
+        return number, self.add(repo_id, files, branch=branch)
 
     def rename(self, old: str, new: str) -> None:
         """Move a repository; requests for the old id are redirected."""

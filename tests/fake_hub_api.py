@@ -122,10 +122,34 @@ class Api(Wire):
         def named(place: str, shas: dict[str, str]) -> list[dict[str, str]]:
             return [{"name": name, "ref": f"refs/{place}/{name}", "targetCommit": sha} for name, sha in shas.items()]
 
+        pulls = {name: sha for name, sha in repo.branches.items() if name.startswith("refs/pr/")}
+        branches = {name: sha for name, sha in repo.branches.items() if name not in pulls}
         self.answer_json({
-            "branches": named("heads", repo.branches), "tags": named("tags", repo.git_tags),
-            "converts": [], "pullRequests": [],
+            "branches": named("heads", branches), "tags": named("tags", repo.git_tags), "converts": [],
+            "pullRequests": [{"name": ref.rpartition("/")[2], "ref": ref, "targetCommit": sha} for ref, sha in pulls.items()],
         })  # fmt: skip
+
+    def discussions(self, repo_id: str) -> None:
+        """Newest first, a page at a time. A discussion has a number of its own, and no branch."""
+        repo, kind, author = self._repo(repo_id), self._asked("type"), self._asked("author")
+        status = self._asked("status")
+        found = [
+            (number, thread)
+            for number, thread in sorted(repo.threads.items(), reverse=True)
+            if kind in ("", "all", "pull_request" if thread.pull else "discussion")
+            and author in ("", thread.author)
+            and status in ("", "all", "open" if thread.status in ("open", "draft") else "closed")
+        ]
+        start = int(self._asked("p") or 0) * self.server.hub.page
+        page = [
+            {
+                "num": number, "title": thread.title, "status": thread.status, "isPullRequest": thread.pull,
+                "author": {"name": thread.author, "type": "user"}, "repo": {"name": repo.id, "type": "model"},
+                "createdAt": DATE, "numComments": 1, "pinned": False,
+            }
+            for number, thread in found[start : start + self.server.hub.page]
+        ]  # fmt: skip
+        self.answer_json({"discussions": page, "count": len(found), "start": start, "numClosedDiscussions": 0})
 
     def tree(self, repo_id: str, revision: str, folder: str | None) -> None:
         repo, prefix = self._repo(repo_id), f"{folder}/" if folder else ""
@@ -199,6 +223,7 @@ ROUTES: dict[str, list[tuple[str, Callable[..., None]]]] = {
         (r"/api/agent-harnesses", Api.agent_harnesses),
         (r"/api/models", Api.list_models),
         (rf"/api/models/{ID}/refs", Api.refs),
+        (rf"/api/models/{ID}/discussions", Api.discussions),
         (rf"/api/models/{ID}/tree/([^/]+)(?:/(.+))?", Api.tree),
         (rf"/api/models/{ID}/paths-info/([^/]+)", Api.paths_info),
         (rf"/api/models/{ID}/revision/([^/]+)", Api.model),

@@ -18,6 +18,7 @@ from llmsuper.types import ModelEntry
 from tests import checkpoints
 from tests.checkpoints import build, gpt2_like, pythia_like, qwen_tied, qwen_untied, weight_files
 from tests.command import weights_requests
+from tests.conftest import empty_home
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -286,11 +287,27 @@ def test_a_plan_is_the_bytes_that_measuring_then_moves(make: Any, hub: FakeHub) 
     assert plan.head_bytes == checkpoint.head.nbytes
     assert plan.other_bytes == header_read + sum(len(checkpoint[name]) for name in small)
     assert plan.location.checkpoint_bytes == sum(len(checkpoint[n]) for n in checkpoint if n.endswith(".safetensors"))
+    empty_home()  # of what the plan has read and remembered
     hub.take_log()
     record = measure_head(ModelEntry("a/b"))
     assert sum(r.sent for r in weights_requests(hub)) == record.made_by["bytes_moved"] == plan.head_bytes + header_read
     again = plan_head(ModelEntry("a/b"))
-    assert (again.head_bytes, again.other_bytes) == (plan.head_bytes, header_read)  # the small files are here by now
+    assert (again.head_bytes, again.other_bytes) == (0, 0)  # everything is here by now
+
+
+@pytest.mark.parametrize("make", KINDS.values(), ids=KINDS.keys())
+def test_after_a_plan_only_the_head_is_left_to_move(make: Any, hub: FakeHub) -> None:
+    """A plan remembers where the head lies, and keeps config.json; measuring reads the tokenizer besides."""
+    checkpoint = make()
+    hub.add("a/b", checkpoint)
+    plan_head(ModelEntry("a/b"))
+    again = plan_head(ModelEntry("a/b"))
+    tokenizer = next(len(checkpoint[name]) for name in ("tokenizer.json", "vocab.json") if name in checkpoint)
+    assert (again.head_bytes, again.other_bytes) == (checkpoint.head.nbytes, tokenizer)
+    hub.take_log()
+    record = measure_head(ModelEntry("a/b"))
+    assert [r.sent for r in weights_requests(hub)] == [again.head_bytes]
+    assert record.made_by["bytes_moved"] == again.head_bytes
 
 
 def test_a_plan_counts_only_files_that_are_read(hub: FakeHub) -> None:

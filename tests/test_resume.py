@@ -38,6 +38,8 @@ SIX = {
 }
 TIMES = ("seconds", "date")
 """What of `made_by` no two runs share."""
+COST = ("bytes_moved", "requests")
+"""What of `made_by` depends on what was on this machine before."""
 
 
 def add_six(hub: FakeHub) -> None:
@@ -45,12 +47,23 @@ def add_six(hub: FakeHub) -> None:
         hub.add(repo, checkpoint)
 
 
-def records(folder: str = "reports/data/heads") -> dict[str, HeadRecord]:
-    """The store by file name, each record whole but for `TIMES`."""
+def records(folder: str = "reports/data/heads", but: tuple[str, ...] = ()) -> dict[str, HeadRecord]:
+    """The store by file name, each record whole but for `TIMES` and what `but` names of `made_by`."""
     return {
-        path.name: replace(record, made_by={k: v for k, v in record.made_by.items() if k not in TIMES})
+        path.name: replace(record, made_by={k: v for k, v in record.made_by.items() if k not in (*TIMES, *but)})
         for path, record in zip(sorted(Path(folder).glob("*.json")), ResultStore(folder).records(), strict=True)
     }
+
+
+def costs(folder: str = "reports/data/heads") -> list[tuple[int, int]]:
+    """Bytes moved and requests of each record."""
+    made = [record.made_by for record in records(folder).values()]
+    return [(by["bytes_moved"], by["requests"]) for by in made]
+
+
+def written() -> dict[str, int]:
+    """When each record of the store was written."""
+    return {path.name: path.stat().st_mtime_ns for path in Path("reports/data/heads").glob("*.json")}
 
 
 def wait_for(condition: object, what: str, seconds: float = 60.0) -> None:
@@ -76,7 +89,7 @@ def test_a_run_that_was_killed_goes_on_where_it_was(hub: FakeHub) -> None:
     assert run.returncode == -signal.SIGKILL, said
     measured = [line.split("\t")[0] for line in printed.splitlines()]
     assert measured == list(SIX)[:3]
-    before = {path.name: path.stat().st_mtime_ns for path in Path("reports/data/heads").glob("*.json")}
+    before = written()
     assert [record.repo for record in ResultStore("reports/data/heads").records()] == measured
 
     hub.faults.clear()
@@ -89,14 +102,18 @@ def test_a_run_that_was_killed_goes_on_where_it_was(hub: FakeHub) -> None:
     assert [bool(asked & etags[repo]) for repo in SIX] == [False] * 3 + [True] * 3
     assert second.stdout.startswith(printed)
     assert [line.split("\t")[0] for line in second.stdout.splitlines()] == list(SIX)
-    after = {path.name: path.stat().st_mtime_ns for path in Path("reports/data/heads").glob("*.json")}
-    assert before.items() <= after.items()  # not even written again
+    assert before.items() <= written().items()  # not even written again
 
     empty_home()
     whole = succeed("overlap", "a/*", "-q", "--results", "whole")
     assert whole.stdout == second.stdout
-    assert records("whole") == records()
-    assert len(records()) == 6
+    assert records("whole", but=COST) == records(but=COST)
+    in_one_go, resumed = costs("whole"), costs()
+    header = in_one_go[3][0] - SIX["a/4-qwen-sharded"].head.nbytes
+    assert header == 1 << 16
+    in_one_go[3] = (in_one_go[3][0] - header, in_one_go[3][1] - 1)  # where the fourth lies was remembered
+    assert in_one_go == resumed
+    assert len(resumed) == 6
 
 
 SMALL_FILES = {"a/4-qwen-sharded": 3, "a/5-pythia-sharded": 3}
@@ -134,7 +151,17 @@ def test_a_second_run_moves_no_weights_and_prints_the_same(hub: FakeHub) -> None
 def test_force_measures_again_and_finds_the_same(hub: FakeHub) -> None:
     hub.add("a/b", pythia_like())
     succeed("overlap", "a/b")
-    before = records()
+    before, same = records(), records(but=COST)
+    ((moved, _),) = costs()
+    assert moved == (1 << 16) + 81920
+    first = written()
+    hub.take_log()
+    succeed("overlap", "a/b", "--force")
+    assert weights_requests(hub) == []  # the head is kept
+    assert written() != first
+    assert records(but=COST) == same
+    assert costs() == [(0, 0)]
+    empty_home()
     hub.take_log()
     succeed("overlap", "a/b", "--force")
     assert [request.sent for request in weights_requests(hub)] == [1 << 16, 81920]
@@ -156,21 +183,25 @@ def test_a_branch_that_has_moved_is_measured_anew_and_both_records_stay(hub: Fak
 
 
 def test_rows_rules_and_statistics_are_kept_apart_or_together(hub: FakeHub) -> None:
+    """What is not in the store is measured; what measuring moves is the header and the head of a tensor not seen yet."""
     hub.add("a/b", pythia_like())
-    for arguments, files, measured in (
-        (["--stat", "norms"], 1, True),
-        (["--stat", "norms"], 1, False),
-        ([], 1, True),
-        (["--stat", "overlap"], 1, False),
-        (["--rows", "all"], 2, True),
-        (["--lm-head", "embed_out.weight"], 3, True),
-        (["--lm-head", "gpt_neox.embed_in.weight"], 4, True),
-        ([], 4, False),
-        (["--lm-head", "embed_out.weight"], 4, False),
+    header, head = 1 << 16, 81920
+    for arguments, files, measured, moved in (
+        (["--stat", "norms"], 1, True, [header, head]),
+        (["--stat", "norms"], 1, False, []),
+        ([], 1, True, []),
+        (["--stat", "overlap"], 1, False, []),
+        (["--rows", "all"], 2, True, []),
+        (["--lm-head", "embed_out.weight"], 3, True, [header]),
+        (["--lm-head", "gpt_neox.embed_in.weight"], 4, True, [header, head]),
+        ([], 4, False, []),
+        (["--lm-head", "embed_out.weight"], 4, False, []),
     ):
         hub.take_log()
+        before = written()
         succeed("overlap", "a/b", *arguments)
-        assert bool(weights_requests(hub)) is measured, arguments
+        assert (written() != before) is measured, arguments
+        assert [request.sent for request in weights_requests(hub)] == moved, arguments
         assert len(records()) == files, arguments
 
 

@@ -8,9 +8,11 @@ import click
 
 from llmsuper.cli.cache import cache
 from llmsuper.cli.demo import demo
+from llmsuper.cli.fit import fit
 from llmsuper.cli.models import models
 from llmsuper.cli.overlap import overlap
 from llmsuper.cli.plan import plan
+from llmsuper.cli.predict import predict
 from llmsuper.errors import LlmsuperError
 from llmsuper.version import __version__
 
@@ -44,5 +46,5 @@ def main() -> None:
     """
 
 
-for verb in (models, plan, overlap, cache, demo):
+for verb in (models, plan, overlap, cache, fit, predict, demo):
     main.add_command(verb)

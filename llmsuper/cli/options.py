@@ -65,8 +65,13 @@ def pattern_options(required: bool) -> Callable[[F], F]:
 
 
 def head_options(function: F) -> F:
-    """`lm_head`, `file`: which tensor."""
+    """`lm_head`, `file`, `allow_pr`: which tensor."""
     for option in (
+        click.option(
+            "--allow-pr",
+            is_flag=True,
+            help="Of a model without safetensors, take the conversion that the Hub's bot offers in a pull request.",
+        ),
         click.option("--file", metavar="NAME", help="Take the head from this file of the repository, such as a .gguf."),
         click.option("--lm-head", metavar="NAME", help="Take this two-dimensional tensor, whatever it is."),
     ):

@@ -59,6 +59,7 @@ def overlap(
     lists: Path | None,
     lm_head: str | None,
     file: str | None,
+    allow_pr: bool,
     statistics: str | None,
     row_rule: RowRule,
     results: Path,
@@ -89,6 +90,7 @@ def overlap(
         device=device,
         max_bytes=max_bytes,
         keep_heads=keep_heads,
+        allow_pr=allow_pr,
     )
     selection = select(patterns, exclude, lists)
     store = ResultStore(results)

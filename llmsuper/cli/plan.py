@@ -27,6 +27,7 @@ def plan(
     lists: Path | None,
     lm_head: str | None,
     file: str | None,
+    allow_pr: bool,
     output: str,
 ) -> None:
     """Say where each LM head is and the exact bytes that `overlap` would move for it.
@@ -42,7 +43,7 @@ def plan(
     plans: list[HeadPlan] = []
     for entry in selection.entries:
         try:
-            found = plan_head(entry, lm_head, file)
+            found = plan_head(entry, lm_head, file, allow_pr=allow_pr)
         except LlmsuperError as error:
             failures.add(entry.name, error)
             continue

@@ -122,8 +122,8 @@ def where(repository: Repository) -> str:
 
 
 def listed(names: list[str], most: int = 8) -> str:
-    """The first few names, and how many more there are."""
-    shown = ", ".join(names[:most]) or "none at all"
+    """The first few names, of at most 200 letters each, and how many more there are."""
+    shown = ", ".join(name[:200] for name in names[:most]) or "none at all"
     return shown if len(names) <= most else f"{shown} and {len(names) - most} more"
 
 

@@ -91,10 +91,8 @@ OTHER_STATUS = ("the server answered {status}", "See {page}; if it opens in a br
 
 def explain(error: Exception) -> tuple[str, str]:
     """(what was found, what to do) for an exception of the Hub's client, with {page}, {endpoint} … still to fill in."""
-    from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
+    from huggingface_hub.errors import HfHubHTTPError
 
-    if isinstance(error, LocalEntryNotFoundError) and isinstance(error.__cause__, Exception):
-        return explain(error.__cause__)  # the Hub's client hides the reason behind "not in the cache"
     for cls in type(error).__mro__:
         if cls is HfHubHTTPError:
             status = status_of(error)
@@ -102,6 +100,14 @@ def explain(error: Exception) -> tuple[str, str]:
         if cls.__name__ in REFUSALS:
             return REFUSALS[cls.__name__]
     raise error
+
+
+def reason_of(error: Exception) -> Exception:
+    """The exception itself, or the one that the Hub's client hides behind "not in the cache"."""
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    hidden = error.__cause__ if isinstance(error, LocalEntryNotFoundError) else None
+    return reason_of(hidden) if isinstance(hidden, Exception) else error
 
 
 @contextmanager
@@ -119,13 +125,14 @@ def hub_errors(thing: str, repo: str | None = None) -> Iterator[None]:
     except (httpx.HTTPError, EntryNotFoundError, HFValidationError, OSError, ValueError) as error:
         if isinstance(error, ValueError) and not any(cls.__name__ in REFUSALS for cls in type(error).__mro__):
             raise  # a bug of ours, not a JSON or repository-id error
-        found, then = explain(error)
-        reason = str(error).strip().splitlines()
+        cause = reason_of(error)
+        found, then = explain(cause)
+        reason = str(cause).strip().splitlines()
         known = {
             "endpoint": constants.ENDPOINT,
             "page": f"{constants.ENDPOINT}/{repo}" if repo else constants.ENDPOINT,
-            "status": status_of(error),
-            "error": f"{type(error).__name__}: {reason[0]}" if reason else type(error).__name__,
+            "status": status_of(cause),
+            "error": f"{type(cause).__name__}: {reason[0]}" if reason else type(cause).__name__,
         }
         raise HubError(f"{thing}: {found.format(**known)}. {then.format(**known)}.") from error
 

@@ -3,17 +3,19 @@
 from __future__ import annotations
 
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from llmsuper.errors import HubError, LlmsuperError
 from llmsuper.hub.locate import check_claims, locate_head
 from llmsuper.hub.stream import stream_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from llmsuper.hub.headcopy import HeadCopy
     from llmsuper.hub.repository import Repository
-    from llmsuper.hub.rowcache import HeadCopy, RowCache
+    from llmsuper.hub.rowcache import RowCache
     from llmsuper.hub.source import ByteSource
     from llmsuper.hub.stream import HeadStream
     from llmsuper.types import HeadLocation
@@ -26,16 +28,16 @@ class Head:
     location: HeadLocation
     source: ByteSource
     copy: HeadCopy | None
-    """The copy on this machine, whole or to be filled; None for a file that is here anyway."""
+    """The copy on this machine, whole or to be filled; None for a file that is here anyway, and where none is kept."""
 
     @property
     def bytes_to_move(self) -> int:
-        """Bytes of the head that are not on this machine yet; what an interrupted run has left is counted as missing."""
-        return (
-            0
-            if self.source.etag is None or (self.copy is not None and self.copy.complete)
-            else self.location.span_bytes
-        )
+        """Bytes of the head that are not on this machine yet."""
+        if self.source.etag is None or (self.copy is not None and self.copy.complete):
+            return 0
+        # rows of a wider storage are kept without what lies between them, which is fetched with them
+        kept = self.copy.kept_bytes if self.copy is not None and self.location.tensor.row_stride is None else 0
+        return self.location.span_bytes - kept
 
     def rows(self, on_bytes: Callable[[int], None] | None = None) -> HeadStream:
         """The rows, to be iterated over once a pass."""
@@ -48,10 +50,11 @@ class Head:
 class UnopenedFile:
     """A file that is opened only if some of it is read: the source of a head that is kept on this machine already."""
 
-    def __init__(self, name: str, etag: str | None, size: int, open_it: Callable[[], ByteSource]) -> None:
+    def __init__(self, name: str, etag: str, size: int, open_it: Callable[[], ByteSource]) -> None:
         self.name, self.etag, self.size = name, etag, size
         self._open_it = open_it
         self._opened: ByteSource | None = None
+        self._failed: LlmsuperError | None = None
         self._lock = threading.Lock()
 
     @property
@@ -73,35 +76,54 @@ class UnopenedFile:
             self._opened.close()
 
     def _source(self) -> ByteSource:
+        """Opened by the first thread to read; where that fails, the others do not wait for the Hub one after another."""
         with self._lock:
+            if self._failed is not None:
+                raise self._failed
             if self._opened is None:
-                self._opened = self._open_it()
+                try:
+                    opened = self._open_it()
+                    if opened.etag not in (None, self.etag):
+                        raise HubError(
+                            f"{self.name}: its ETag is {opened.etag}, and was {self.etag} when its head was found. A commit "
+                            "does not change: check HF_ENDPOINT, and forget what was found with `llmsuper cache --clear`."
+                        )
+                except LlmsuperError as error:
+                    self._failed = error
+                    raise
+                self._opened = opened
             return self._opened
 
 
-def open_head(repository: Repository, cache: RowCache, *, tensor: str | None = None, file: str | None = None) -> Head:
+def open_head(
+    repository: Repository, cache: RowCache | None, *, tensor: str | None = None, file: str | None = None
+) -> Head:
     """The head of `repository`, or the named tensor, or that of the named file; what the cache holds needs no network.
 
     Raises what `locate_head` raises.
     """
-    asked = "|".join(name for name in (file, tensor) if name)
-    recalled = (
-        cache.recall_location(repository.entry, repository.commit, asked) if repository.origin != "local" else None
-    )
-    if recalled is not None:
+    asked = (file, tensor, None if file or tensor else repository.entry.lm_head)  # what `locate_head` goes by
+    recalled = None
+    if cache is not None and repository.origin != "local":
+        recalled = cache.recall_location(repository.entry, repository.commit, asked)
+    if recalled is None:
+        location = locate_head(repository, tensor=tensor, file=file)
+        source = repository.open(location.file)
+        etag = source.etag
+        if cache is not None and etag is not None:
+            cache.remember_location(location, etag, asked)
+    else:
         location, etag = recalled
         if not tensor:
             check_claims(repository, location.file, location.tensor)  # the model list may have changed since
-        source: ByteSource = UnopenedFile(
-            f"{repository.entry.name}/{location.file}",
-            etag,
-            repository.files.get(location.file, 0),
-            lambda: repository.open(location.file),
-        )
-        return Head(location, source, cache.head(location, etag))
-    location = locate_head(repository, tensor=tensor, file=file)
-    source = repository.open(location.file)
-    if source.etag is None:
-        return Head(location, source, None)
-    cache.remember_location(location, source.etag, asked)
-    return Head(location, source, cache.head(location, source.etag))
+        source = _unopened(repository, location, etag)
+    copy = cache.head(location, etag) if cache is not None and etag is not None and source.etag is not None else None
+    return Head(replace(location, notes=repository.notes + location.notes), source, copy)
+
+
+def _unopened(repository: Repository, location: HeadLocation, etag: str) -> ByteSource:
+    file = location.file
+    if file in repository.files and repository.uncached_bytes((file,)) == 0:
+        return repository.open(file)  # downloaded since: it need not be kept twice
+    name = f"{repository.entry.repo}@{repository.commit[:7]}/{file}"
+    return UnopenedFile(name, etag, repository.files.get(file, 0), lambda: repository.open(file))

@@ -146,7 +146,7 @@ def _choose(
     if asked:
         near = near_matches(asked, there) or sorted(there)[:5]
         raise CheckpointError(
-            f"{where(repository)}: no tensor is named {asked!r}; the most like it are {', '.join(near)}. "
+            f"{where(repository)}: no tensor is named {asked!r}; the most like it are {listed(near)}. "
             "Put the right name after --lm-head."
         )
     if shapes:

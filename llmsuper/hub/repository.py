@@ -15,6 +15,8 @@ from llmsuper.hub.source import HubFile, LocalFile
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
 
+    from huggingface_hub import HfApi
+
     from llmsuper.hub.rowcache import RowCache
     from llmsuper.hub.source import ByteSource
     from llmsuper.types import ModelEntry
@@ -47,6 +49,10 @@ class Repository(Protocol):
     def origin(self) -> Literal["hub", "hub-cache", "local"]:
         """`hub-cache`: the Hub was not asked or not reached, and only files of the Hub cache are here."""
 
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What a record must say of where these files are from, one sentence each."""
+
     def open(self, file: str) -> ByteSource:
         """The file as a source of byte ranges; from the Hub cache where it holds the file at this commit."""
 
@@ -66,6 +72,7 @@ class HubRepository:
     files: Mapping[str, int]
     origin: Literal["hub", "hub-cache"] = "hub"
     token: str | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
     _opened: dict[str, HubFile] = field(default_factory=dict, init=False, repr=False, compare=False)
 
     def open(self, file: str) -> ByteSource:
@@ -86,13 +93,15 @@ class HubRepository:
         name = f"{self.entry.repo}@{self.commit[:7]}/{file}"
         with hub_errors(name, self.entry.repo):
             try:
-                path = hf_hub_download(
-                    self.entry.repo,
-                    file,
-                    revision=self.commit,
-                    token=self.token,
-                    library_name="llmsuper",
-                    library_version=__version__,
+                path = patiently(  # the Hub's client tries again by itself after some failures, a reset not among them
+                    lambda: hf_hub_download(
+                        self.entry.repo,
+                        file,
+                        revision=self.commit,
+                        token=self.token,
+                        library_name="llmsuper",
+                        library_version=__version__,
+                    )
                 )
             except RuntimeError as error:  # all that hf_xet says when its store gives trouble
                 raise HubError(
@@ -120,6 +129,7 @@ class LocalRepository:
     files: Mapping[str, int]
     folder: Path
     origin: Literal["local"] = "local"
+    notes: tuple[str, ...] = ()
 
     def open(self, file: str) -> ByteSource:
         _require(self, file)
@@ -190,6 +200,9 @@ def _open_hub(entry: ModelEntry, token: str | None, cache: RowCache | None) -> H
                 f"{name}: the answer is not that of a Hub. Check that HF_ENDPOINT is a Hugging Face Hub."
             ) from error
     files = {file.rfilename: file.size for file in info.siblings or []}
+    if info.sha is not None and None in files.values():
+        with hub_errors(name, entry.repo):
+            files |= _tree_sizes(api, entry.repo, info.sha)
     sizes = {file: size for file, size in files.items() if size is not None}
     if info.sha is None or len(sizes) < len(files):
         raise HubError(
@@ -198,6 +211,17 @@ def _open_hub(entry: ModelEntry, token: str | None, cache: RowCache | None) -> H
     if cache is not None:
         cache.remember_files(entry, info.sha, sizes)
     return HubRepository(entry, info.sha, sizes, token=token)
+
+
+def _tree_sizes(api: HfApi, repo: str, commit: str) -> dict[str, int]:
+    """Bytes of every file, from the list of files: some mirrors leave them out of what they say of the model."""
+    from huggingface_hub.hf_api import RepoFile
+
+    try:
+        entries = patiently(lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
+    except (KeyError, TypeError):  # JSON, but not the Hub's
+        return {}
+    return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
 
 
 def _open_cache(entry: ModelEntry, token: str | None) -> HubRepository | None:

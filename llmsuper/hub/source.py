@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Protocol
 
 from llmsuper.errors import CheckpointError, HubError
 from llmsuper.hub.client import Patience, hub_errors, patiently, status_of
+from llmsuper.hub.direct import DirectConnections, is_sunny
 
 if TYPE_CHECKING:
     from collections.abc import Generator
@@ -124,6 +125,7 @@ class HubFile:
         self._headers = build_hf_headers(token=token, library_name="llmsuper", library_version=__version__)
         self._lock, self._renewing = threading.Lock(), threading.Lock()
         self._body_etags: dict[str, str | None] = {}
+        self._direct = DirectConnections()
         with hub_errors(self.name, repo):
             self.size, self.etag, self._place = patiently(self._ask, failures=5)
 
@@ -162,7 +164,8 @@ class HubFile:
             self._fill(offset, buffer, stop or threading.Event())
 
     def close(self) -> None:
-        """Nothing to do: the connections belong to the Hub's client."""
+        """Closes our own connections; the others belong to the Hub's client."""
+        self._direct.close()
 
     def _fill(self, offset: int, buffer: memoryview, stop: threading.Event) -> None:
         from huggingface_hub.errors import HfHubHTTPError
@@ -170,6 +173,7 @@ class HubFile:
 
         patience, done, renewals = Patience(stop), 0, 0
         expired: _Place | None = None
+        direct = is_sunny()
         while done < len(buffer):
             before, place = done, self._place
             if stop.is_set():
@@ -177,7 +181,10 @@ class HubFile:
             try:
                 if expired is not None:
                     place, expired = self._renew(expired), None
-                with closing(self._range(place, offset + done, offset + len(buffer))) as chunks:
+                with closing(
+                    self._range(place, offset + done, buffer[done:], direct=direct and place.off_hub)
+                ) as chunks:
+                    direct = False  # whatever comes in the way, the Hub's client reads the rest
                     for chunk in chunks:
                         buffer[done : done + len(chunk)] = chunk
                         done += len(chunk)
@@ -198,17 +205,21 @@ class HubFile:
                 patience.progress()
                 renewals = 0
 
-    def _range(self, place: _Place, begin: int, end: int) -> Generator[bytes, None, None]:
-        """The body of one GET for bytes [begin, end), which may end early and never goes past `end`."""
+    def _range(self, place: _Place, begin: int, buffer: memoryview, *, direct: bool) -> Generator[bytes, None, None]:
+        """The body of one GET for as many bytes as `buffer` has, which may end early and is never longer."""
         from huggingface_hub import constants
         from huggingface_hub.utils import get_session, hf_raise_for_status, httpx
 
+        end = begin + len(buffer)
         headers = {k: v for k, v in self._headers.items() if not (place.off_hub and k.lower() == "authorization")}
         headers |= {"Range": f"bytes={begin}-{end - 1}", "Accept-Encoding": "identity"}
         client, got = get_session(), 0
         try:
-            with client.stream(
-                "GET", place.url, headers=headers, timeout=constants.HF_HUB_DOWNLOAD_TIMEOUT, follow_redirects=True
+            timeout = constants.HF_HUB_DOWNLOAD_TIMEOUT
+            with (
+                self._direct.get(place.url, headers, buffer)
+                if direct
+                else client.stream("GET", place.url, headers=headers, timeout=timeout, follow_redirects=True)
             ) as response:
                 self._count(requests=1)
                 hf_raise_for_status(response)

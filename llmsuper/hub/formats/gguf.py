@@ -30,10 +30,12 @@ VERSIONS = (2, 3)
 """Version 3 is version 2 but for the byte order that a file may have, and big endian is not read."""
 FIRST_READ = 1 << 20
 """Bytes read at once; each further read doubles what is there, so less than twice the header is ever read."""
-MAX_HEADER = 100_000_000
-"""Bytes; the longest vocabularies and an embedded tokenizer.json take a fifth of this."""
-MOST_ENTRIES = 1 << 18
+MAX_HEADER = 20_000_000
+"""Bytes, which stay in memory: the longest known, of 450,000 merges and 200,000 tokens, has 13,000,000."""
+MOST_ENTRIES = 1 << 16
 """Tensors, and metadata entries: the largest mixtures of experts have 50,000 tensors."""
+MOST_LETTERS = 1_000
+"""Bytes of a name; of a longer text value only the beginning is kept."""
 MOST_DIMENSIONS = 4
 
 SCALARS: dict[int, str] = {0: "B", 1: "b", 2: "H", 3: "h", 4: "I", 5: "i", 6: "f", 7: "?", 10: "Q", 11: "q", 12: "d"}
@@ -128,12 +130,13 @@ class _Cursor:
             self._check(end)
             self.data += self.source.read(have, min(max(end, 2 * have), self.source.size) - have)
 
+    def skip(self, n: int) -> None:
+        self._need(self.at + n)
+        self.at += n
+
     def take(self, n: int) -> bytes:
-        end = self.at + n
-        self._need(end)
-        taken = bytes(self.data[self.at : end])
-        self.at = end
-        return taken
+        self.skip(n)
+        return bytes(self.data[self.at - n : self.at])
 
     def scalar(self, letter: str) -> int | float | bool:
         value: int | float | bool = struct.unpack(f"<{letter}", self.take(struct.calcsize(letter)))[0]
@@ -145,12 +148,21 @@ class _Cursor:
     def u64(self) -> int:
         return int.from_bytes(self.take(8), "little")
 
-    def text(self) -> bytes:
-        return self.take(self.u64())
+    def text(self) -> str:
+        """A text that is there to be read: its beginning is enough."""
+        n = self.u64()
+        self._check(self.at + n)
+        start = self.take(min(n, MOST_LETTERS))
+        self.skip(n - len(start))
+        return start.decode("utf-8", "replace")
 
     def name(self) -> str:
         """A text that others refer to, so every byte of it matters."""
-        raw = self.text()
+        n = self.u64()
+        self._check(self.at + n)
+        if n > MOST_LETTERS:
+            _refuse(self.source, f"a name has {n:,} bytes, at most {MOST_LETTERS:,} are allowed")
+        raw = self.take(n)
         try:
             return raw.decode()
         except UnicodeDecodeError:
@@ -195,38 +207,36 @@ def _metadata(
     source: ByteSource, cursor: _Cursor, count: int
 ) -> tuple[dict[str, int | float | bool | str], dict[str, int], np.ndarray | None]:
     """`Header.metadata`, `Header.lengths` and `Header.token_types`."""
+    import numpy as np
+
     metadata: dict[str, int | float | bool | str] = {}
     lengths: dict[str, int] = {}
     token_types = None
     for _ in range(count):
         key, kind = cursor.name(), cursor.u32()
         if key in metadata or key in lengths:
-            _refuse(source, f"metadata {key!r} is there twice")
+            _refuse(source, f"metadata {key[:80]!r} is there twice")
         if kind in SCALARS:
             metadata[key] = cursor.scalar(SCALARS[kind])
         elif kind == STRING:
-            metadata[key] = cursor.text().decode("utf-8", "replace")
+            metadata[key] = cursor.text()
         elif kind == ARRAY:
             element, lengths[key] = cursor.u32(), cursor.u64()
             if element == STRING:
                 cursor.skip_texts(lengths[key])
             elif element in SCALARS:
-                values = cursor.take(lengths[key] * struct.calcsize(SCALARS[element]))
-                if key == TOKEN_TYPES:
-                    token_types = _integers(source, values, SCALARS[element])
+                size, letter = lengths[key] * struct.calcsize(SCALARS[element]), SCALARS[element]
+                if key != TOKEN_TYPES:
+                    cursor.skip(size)
+                elif letter in "BbHhIiQq":
+                    token_types = np.frombuffer(cursor.take(size), f"<{letter}")
+                else:
+                    _refuse(source, f"{TOKEN_TYPES} are not whole numbers")
             else:
-                _refuse(source, f"metadata {key!r} is an array of values of type {element}")
+                _refuse(source, f"metadata {key[:80]!r} is an array of values of type {element}")
         else:
-            _refuse(source, f"metadata {key!r} is a value of type {kind}")
+            _refuse(source, f"metadata {key[:80]!r} is a value of type {kind}")
     return metadata, lengths, token_types
-
-
-def _integers(source: ByteSource, values: bytes, letter: str) -> np.ndarray:
-    import numpy as np
-
-    if letter not in "BbHhIiQq":
-        _refuse(source, f"{TOKEN_TYPES} are not whole numbers")
-    return np.frombuffer(values, f"<{letter}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -242,10 +252,10 @@ class _Entry:
 def _entry(source: ByteSource, cursor: _Cursor) -> _Entry:
     name, dimensions = cursor.name(), cursor.u32()
     if dimensions > MOST_DIMENSIONS:
-        _refuse(source, f"{name!r} has {dimensions:,} dimensions, at most {MOST_DIMENSIONS} are allowed")
+        _refuse(source, f"{name[:80]!r} has {dimensions:,} dimensions, at most {MOST_DIMENSIONS} are allowed")
     shape = tuple(cursor.u64() for _ in range(dimensions))[::-1]
     if 0 in shape:
-        _refuse(source, f"{name!r} has shape {list(shape)}, of no elements")
+        _refuse(source, f"{name[:80]!r} has shape {list(shape)}, of no elements")
     return _Entry(name, shape, cursor.u32(), cursor.u64())
 
 
@@ -260,16 +270,16 @@ def _place(source: ByteSource, entries: list[_Entry], base: int, alignment: int)
         dtype, block, block_bytes = types.get(entry.kind, (f"ggml type {entry.kind}", 0, 0))
         columns = entry.shape[-1] if entry.shape else 1
         if name in found:
-            _refuse(source, f"tensor {name!r} is there twice")
+            _refuse(source, f"tensor {name[:80]!r} is there twice")
         if entry.offset % alignment:
-            _refuse(source, f"{name!r} has offset {entry.offset:,}, which is not a multiple of {alignment}")
+            _refuse(source, f"{name[:80]!r} has offset {entry.offset:,}, which is not a multiple of {alignment}")
         if block and columns % block:
-            _refuse(source, f"{name!r} has {columns:,} columns in {dtype}, whose blocks have {block}")
+            _refuse(source, f"{name[:80]!r} has {columns:,} columns in {dtype}, whose blocks have {block}")
         end = begin + math.prod(entry.shape) // block * block_bytes if block else max(begin + 1, limit)
         if end > source.size:
-            _refuse(source, f"{name!r} ends at byte {end:,}, the file has {source.size:,}: it is cut short")
+            _refuse(source, f"{name[:80]!r} ends at byte {end:,}, the file has {source.size:,}: it is cut short")
         if end > limit:
-            _refuse(source, f"{name!r} overlaps {entries[i + 1].name!r}, at byte {limit:,}")
+            _refuse(source, f"{name[:80]!r} overlaps {entries[i + 1].name[:80]!r}, at byte {limit:,}")
         found[name] = TensorInfo(name, dtype, entry.shape, begin, end)
     return found
 

@@ -17,8 +17,15 @@ from llmsuper.types import DTYPE_BYTES, TensorInfo
 if TYPE_CHECKING:
     from llmsuper.hub.source import ByteSource
 
-MAX_HEADER = 100_000_000
-"""Bytes; the limit of the reference reader."""
+MAX_HEADER = 6_000_000
+"""Bytes; a tensor takes about 150. The reference reader allows 100,000,000, which may say 2 GB of empty objects."""
+MAX_TENSORS = 40_000
+"""In one file. A mixture of 128 experts in 48 layers, of six tensors a matrix when quantised, has 28,000 in each of 4 shards."""
+MAX_DIMENSIONS = 64
+"""torch's own limit; the product of 300,000 large numbers takes minutes."""
+MAX_SIZE = 1 << 63
+MARKS: dict[bytes, int] = {b"{": 1, b":": 4, b"[": 2, b",": 8}
+"""How many of each a tensor needs: what a header will take as objects is known before it is parsed."""
 FIRST_READ = 1 << 16
 """Bytes read at once: enough for most headers, and a second read gets exactly the rest."""
 
@@ -42,6 +49,7 @@ def index(source: ByteSource) -> dict[str, TensorInfo]:
         _refuse_start(source, head, length)
     if len(head) < base:
         head += source.read(len(head), base - len(head))
+    _check_size(source, head[8:base])
     try:
         header = json.loads(head[8:base], object_pairs_hook=_unique, parse_constant=_no_constant)
     except (ValueError, RecursionError) as error:
@@ -54,7 +62,7 @@ def index(source: ByteSource) -> dict[str, TensorInfo]:
     for info in tensors:
         if info.begin != end:
             kind = "a hole" if info.begin > end else "an overlap"
-            _refuse(source, f"there is {kind} before {info.name!r}, at byte {min(info.begin, end):,}")
+            _refuse(source, f"there is {kind} before {info.name[:80]!r}, at byte {min(info.begin, end):,}")
         end = info.end
     if end != size:
         _refuse(source, f"the header describes {end:,} bytes, the file has {size:,}")
@@ -75,36 +83,46 @@ def _refuse_start(source: ByteSource, head: bytes, length: int) -> NoReturn:
     _refuse(source, "the header does not begin with {")
 
 
+def _check_size(source: ByteSource, header: bytes) -> None:
+    """Refuses a header that would take much memory: more values than `MAX_TENSORS` have, or letters of four bytes each."""
+    for mark, each in MARKS.items():
+        if (found := header.count(mark)) > each * MAX_TENSORS:
+            _refuse(source, f"the header has {found:,} times {mark.decode()!r}, more than {MAX_TENSORS:,} tensors need")
+    if 4 * len(header) > MAX_HEADER and not header.isascii():
+        _refuse(source, f"the header has {len(header):,} bytes, not all of them ASCII, more than {MAX_HEADER // 4:,}")
+
+
 def _span(info: TensorInfo) -> tuple[int, int]:
     return info.begin, info.end
 
 
 def _tensor(source: ByteSource, name: str, entry: Any, base: int) -> TensorInfo:
     if not isinstance(entry, dict):
-        _refuse(source, f"the entry of {name!r} is not an object")
+        _refuse(source, f"the entry of {name[:80]!r} is not an object")
     dtype, shape, offsets = entry.get("dtype"), entry.get("shape"), entry.get("data_offsets")
     if not isinstance(dtype, str):
-        _refuse(source, f"{name!r} has dtype {dtype!r}, which is not a name")
-    if not _sizes(shape):
-        _refuse(source, f"{name!r} has shape {shape!r}, which is not a list of non-negative whole numbers")
+        _refuse(source, f"{name[:80]!r} has dtype {dtype!r:.100}, which is not a name")
+    if not _sizes(shape) or len(shape) > MAX_DIMENSIONS:
+        _refuse(source, f"{name[:80]!r} has shape {shape!r:.100}, which is not a list of non-negative whole numbers")
     if not _sizes(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        _refuse(source, f"{name!r} has data_offsets {offsets!r}, which is not a span")
+        _refuse(source, f"{name[:80]!r} has data_offsets {offsets!r:.100}, which is not a span")
     begin, end = offsets
     # A dtype of which only the name is known (sub-byte ones among them) cannot be checked; `locate` refuses it.
     if dtype in DTYPE_BYTES and math.prod(shape) * DTYPE_BYTES[dtype] != end - begin:
-        _refuse(source, f"{name!r} has {end - begin:,} bytes for shape {shape} in {dtype}")
+        _refuse(source, f"{name[:80]!r} has {end - begin:,} bytes for shape {shape!s:.100} in {dtype}")
     return TensorInfo(name, dtype, tuple(shape), base + begin, base + end)
 
 
 def _sizes(value: Any) -> TypeGuard[list[int]]:
-    return isinstance(value, list) and all(type(item) is int and item >= 0 for item in value)
+    return isinstance(value, list) and all(type(item) is int and 0 <= item < MAX_SIZE for item in value)
 
 
 def _unique(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    found = dict(pairs)
-    if len(found) < len(pairs):
-        twice = next(key for i, (key, _) in enumerate(pairs) if any(key == other for other, _ in pairs[:i]))
-        raise ValueError(f"{twice!r} is there twice")
+    found: dict[str, Any] = {}
+    for key, value in pairs:
+        if key in found:
+            raise ValueError(f"{key!r:.100} is there twice")
+        found[key] = value
     return found
 
 

@@ -1,0 +1,171 @@
+"""`llmsuper fit`: what losses say about a scaling law, and what they do not."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from llmsuper.cli.options import RESULTS
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OBJECTIVES = (
+    "least-squares",
+    "weighted",
+    "log-least-squares",
+    "huber-log",
+)  # as in scaling.solve, without importing scipy
+
+
+def _pairs(context: click.Context, option: click.Parameter, values: tuple[str, ...]) -> dict[str, str]:  # noqa: ARG001
+    for value in values:
+        if "=" not in value:
+            raise click.BadParameter(f"{value!r} is not COLUMN=VALUE")
+    return dict(value.split("=", 1) for value in values)
+
+
+def _names(context: click.Context, option: click.Parameter, value: str | None) -> tuple[str, ...] | None:  # noqa: ARG001
+    return None if value is None else tuple(name.strip() for name in value.split(",") if name.strip())
+
+
+@click.command(epilog="Example: llmsuper fit opt-wikitext2 --bootstrap 0")
+@click.argument("name", required=False)
+@click.option("--csv", type=click.Path(dir_okay=False, path_type=Path), help="Fit the rows of this file.")
+@click.option(
+    "--lm-eval", type=click.Path(path_type=Path), help="Fit results of lm-evaluation-harness: a file or folder."
+)
+@click.option("--law", help="power, power-floor, inverse-floor, chinchilla, width-depth, width-data, width-depth-data.")
+@click.option("--x", metavar="COLUMNS", callback=_names, help="Columns of the law's variables, comma-separated.")
+@click.option("--y", metavar="COLUMN", default="loss_nats", show_default=True, help="Column to fit.")
+@click.option("--group", metavar="COLUMNS", callback=_names, help="Columns whose values make a group.")
+@click.option(
+    "--per-group", metavar="NAMES", callback=_names, help="Coefficients with one value per group. Default: the floor E."
+)
+@click.option("--where", multiple=True, callback=_pairs, metavar="COLUMN=VALUE", help="Only these rows; repeatable.")
+@click.option("--objective", type=click.Choice(OBJECTIVES), default="least-squares", show_default=True)
+@click.option("--weights", metavar="COLUMN", help="1/variance of each row, for --objective weighted.")
+@click.option("--bootstrap", type=click.IntRange(min=0), help="Draws of models. Default: 1000, or 500 for chinchilla.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--published", is_flag=True, help="For `overlaps`: the published overlaps instead of stored records.")
+@click.option(
+    "--results",
+    type=click.Path(file_okay=False, path_type=Path),
+    default=RESULTS,
+    show_default=True,
+    help="Folder of records, for `overlaps`.",
+)
+@click.option("--lists", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder of model lists.")
+@click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
+def fit(
+    name: str | None,
+    csv: Path | None,
+    lm_eval: Path | None,
+    law: str | None,
+    x: tuple[str, ...] | None,
+    y: str,
+    group: tuple[str, ...] | None,
+    per_group: tuple[str, ...] | None,
+    where: dict[str, str],
+    objective: str,
+    weights: str | None,
+    bootstrap: int | None,
+    seed: int,
+    published: bool,
+    results: Path,
+    lists: Path | None,
+    as_json: bool,
+) -> None:
+    """Fit a scaling law and say how far it can be trusted.
+
+    NAME is a fit of published losses (liu2025, opt-wikitext2, bloom-wikitext2, pythia-pile, gpt2-openwebtext), a table of
+    them (see model_lists/losses), `chinchilla` for the cross-check, or `overlaps` for measured overlaps against 1/m.
+    Without NAME, --csv or --lm-eval gives the losses.
+    """
+    if sum((name is not None, csv is not None, lm_eval is not None)) != 1:
+        raise click.UsageError("Give one of NAME, --csv FILE and --lm-eval PATH.")
+    own_rows = any((law, x, group, per_group, where, weights, objective != "least-squares", y != "loss_nats"))
+    summary: Any
+    if name == "chinchilla" and not own_rows:
+        from llmsuper.scaling.chinchilla import chinchilla_summary
+
+        summary = chinchilla_summary(bootstrap=500 if bootstrap is None else bootstrap, seed=seed)
+    elif name == "overlaps":
+        from llmsuper.scaling.overlap_fits import overlap_summary
+
+        summary = overlap_summary(_overlaps(published, results, lists))
+    else:
+        summary = _summary(
+            name, csv, lm_eval, law, x, y, group, per_group, where, objective, weights, bootstrap, seed, lists
+        )
+    click.echo(json.dumps(summary.to_dict(), allow_nan=False) if as_json else summary.text())
+
+
+def _summary(
+    name: str | None,
+    csv: Path | None,
+    lm_eval: Path | None,
+    law: str | None,
+    x: tuple[str, ...] | None,
+    y: str,
+    group: tuple[str, ...] | None,
+    per_group: tuple[str, ...] | None,
+    where: dict[str, str],
+    objective: str,
+    weights: str | None,
+    bootstrap: int | None,
+    seed: int,
+    lists: Path | None,
+) -> Any:
+    from llmsuper.hub.catalog import load_catalog
+    from llmsuper.scaling.fit import fit_law
+    from llmsuper.scaling.lm_eval import read_lm_eval
+    from llmsuper.scaling.losses import join_widths, load_published_fits, read_csv
+    from llmsuper.scaling.recipes import Recipe, recipe, rows_of, select
+    from llmsuper.scaling.summary import summarise
+
+    x_names = x or ("d_model",)
+    if csv is not None:
+        chosen, frame = Recipe(str(csv), "", f"{csv}"), read_csv(csv, x=x_names[0], y=y, group=group or ())
+    elif lm_eval is not None:
+        chosen, frame = Recipe(str(lm_eval), "", f"{lm_eval}"), read_lm_eval(lm_eval)
+        frame = join_widths(frame, load_catalog(lists)) if "d_model" in x_names else frame
+    else:
+        chosen = recipe(name or "")
+        frame = rows_of(chosen, lists)
+    rows = select(frame, where)
+    fitted = fit_law(
+        law or chosen.law,
+        rows,
+        x=x or chosen.x,
+        y=y,
+        group=chosen.group if group is None else group,
+        per_group=per_group,
+        objective=objective,
+        weights=weights,
+    )
+    as_the_authors = chosen.name == "liu2025" and fitted.n_points == 108 and fitted.n_parameters == 18
+    return summarise(
+        f"{chosen.name}: {chosen.about}" if chosen.table else chosen.name,
+        fitted,
+        draws=1000 if bootstrap is None else bootstrap,
+        seed=seed,
+        moved={
+            m: w
+            for m, w in chosen.moved.items()
+            if fitted.design.x_names == ("d_model",) and m in set(rows["model_id"])
+        },
+        published=load_published_fits("liu2025", lists)["printed"] if as_the_authors else None,
+    )
+
+
+def _overlaps(published: bool, results: Path, lists: Path | None) -> pd.DataFrame:
+    """Overlaps by model, with the column names that `overlap_summary` takes."""
+    from llmsuper.scaling.losses import load_overlaps
+    from llmsuper.scaling.overlap_fits import overlaps_of_records
+    from llmsuper.store import ResultStore
+
+    return load_overlaps("liu2025", lists) if published else overlaps_of_records(ResultStore(results).frame())
