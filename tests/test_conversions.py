@@ -6,6 +6,7 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
+from huggingface_hub import HfApi
 
 from llmsuper.errors import HubError
 from llmsuper.hub.client import Patience
@@ -38,6 +39,20 @@ def _somewhere_else(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 def discussions(hub: FakeHub) -> list[str]:
     return [request.path for request in hub.log if request.path.endswith("/discussions")]
+
+
+def test_the_fake_hub_lists_pull_requests_as_the_client_reads_them(hub: FakeHub) -> None:
+    main = hub.add(REPO, OPT)
+    number, commit = hub.open_pull(REPO, CONVERTED, Thread(TITLE, BOT))
+    hub.open_pull(REPO, {}, Thread("a question", "reader", pull=False))
+    hub.open_pull(REPO, {"README.md": b""}, Thread("a typo", "helper", "closed"))
+    refs = HfApi().list_repo_refs(REPO, include_pull_requests=True)
+    assert [ref.target_commit for ref in refs.branches] == [main]
+    assert {ref.ref: ref.target_commit for ref in refs.pull_requests or []}[f"refs/pr/{number}"] == commit
+    api = HfApi()
+    assert [thread.num for thread in api.get_repo_discussions(REPO)] == [3, 2, 1]
+    assert [thread.num for thread in api.get_repo_discussions(REPO, discussion_type="pull_request")] == [3, 1]
+    assert [thread.num for thread in api.get_repo_discussions(REPO, discussion_status="open", author=BOT)] == [1]
 
 
 # ---- taken

@@ -25,7 +25,7 @@ from huggingface_hub import snapshot_download
 from llmsuper.cli.table import size
 from llmsuper.errors import CatalogError, CheckpointError, HubError, LlmsuperError
 from llmsuper.hub.client import Patience
-from llmsuper.hub.head import open_head
+from llmsuper.hub.head import UnopenedFile, open_head
 from llmsuper.hub.headcopy import HEADER_BYTES, HeadCopy
 from llmsuper.hub.repository import open_repository
 from llmsuper.hub.rowcache import RowCache
@@ -162,6 +162,16 @@ def test_without_the_hub_what_is_not_here_is_one_error_each_and_no_number(hub: F
     assert summary == "3 of 4 models failed: a/never, a/planned, a/rotten"
 
 
+def test_without_the_hub_a_commit_is_known_by_its_files(hub: FakeHub) -> None:
+    """The weights alone: there is no small file that the Hub cache could know the commit by."""
+    commit = hub.add("a/b", {"model.safetensors": SMALL["model.safetensors"]})
+    before = measure_head(ENTRY)
+    hub.fault("status", "/api/models/a/b", times=100, arg=(503, {}, b""))
+    for revision in ("main", commit):
+        again = measure_head(replace(ENTRY, revision=revision))
+        assert (again.commit, again.statistics) == (commit, before.statistics)
+
+
 def test_a_snapshot_that_was_downloaded_since_is_read_where_it_is(hub: FakeHub) -> None:
     hub.add("a/b", SMALL)
     succeed("plan", "a/b")
@@ -216,7 +226,7 @@ def interrupted(blocks: int = 5, **options: Any) -> HeadCopy:
     list(islice(passing, blocks))
     passing.close()  # type: ignore[attr-defined]
     assert head.copy is not None
-    assert blocks <= len(head.copy.logged()) <= blocks + 1
+    assert len(head.copy.logged()) >= blocks
     return head.copy
 
 
@@ -232,6 +242,10 @@ def cut(path: Path, by: int) -> None:
     os.truncate(path, path.stat().st_size - by)
 
 
+def append(path: Path, content: bytes) -> None:
+    path.write_bytes(path.read_bytes() + content)
+
+
 DAMAGE: dict[str, tuple[Callable[[HeadCopy], Any], int]] = {
     "none": (lambda _: None, 0),
     "a byte of the first block": (lambda copy: flip(copy.part, HEADER_BYTES), 1),
@@ -240,9 +254,9 @@ DAMAGE: dict[str, tuple[Callable[[HeadCopy], Any], int]] = {
     "a byte in the room of the header": (lambda copy: flip(copy.part, 17), 0),
     "the last line of the log is cut": (lambda copy: cut(copy.log, 5), 1),
     "only the last line feed is cut": (lambda copy: cut(copy.log, 1), 0),
-    "a line of the log is of another block": (lambda copy: copy.log.open("a").write(f"0 {BLOCK} 00000000\n"), 1),
-    "the log goes on in another tongue": (lambda copy: copy.log.open("ab").write(b"\xff\xfe 7 seven\n1 2\n"), 0),
-    "a line of the log is beyond the head": (lambda copy: copy.log.open("a").write(f"{8 * BLOCK} 9 00000000\n"), 0),
+    "a line of the log is of another block": (lambda copy: append(copy.log, b"0 %d 00000000\n" % BLOCK), 1),
+    "the log goes on in another tongue": (lambda copy: append(copy.log, b"\xff\xfe 7 seven\n1 2\n"), 0),
+    "a line of the log is beyond the head": (lambda copy: append(copy.log, b"%d 9 00000000\n" % LARGE.head.nbytes), 0),
     "the log is lost": (lambda copy: copy.log.unlink(), 99),
     "the part is lost": (lambda copy: copy.part.unlink(), 99),
     "the part is cut at two blocks": (lambda copy: os.truncate(copy.part, HEADER_BYTES + 2 * BLOCK), 99),
@@ -250,7 +264,6 @@ DAMAGE: dict[str, tuple[Callable[[HeadCopy], Any], int]] = {
 """What may happen to the files of an interrupted head, and how many of its blocks are then fetched again."""
 
 
-@pytest.mark.filterwarnings("ignore:unclosed file:ResourceWarning")
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_a_rerun_fetches_what_is_missing_or_damaged_and_nothing_else(
     damage: str, hub: FakeHub, exact: dict[str, Any]
@@ -272,6 +285,16 @@ def test_a_rerun_fetches_what_is_missing_or_damaged_and_nothing_else(
     hub.take_log()
     assert measure_head(ENTRY).statistics == exact
     assert moved(hub) == []
+
+
+def test_a_plan_counts_each_kept_byte_once(hub: FakeHub) -> None:
+    hub.add("a/b", LARGE)
+    copy = interrupted(4, block_rows=2500)
+    blocks = len(copy.logged())
+    interrupted(3, block_rows=1000)  # inside what is kept
+    with copy.log.open("a") as log:
+        log.write(f"{BLOCKS * BLOCK} 1000 00000000\n{BLOCK // 2} {BLOCK} 00000000\n")
+    assert plan_head(ENTRY).head_bytes == (BLOCKS - blocks) * BLOCK
 
 
 @pytest.mark.parametrize("block", [0, 3, 7])
@@ -564,6 +587,10 @@ def made_up(name: str, **about: Any) -> HeadLocation:
     return HeadLocation(ENTRY, "c" * 40, "model.safetensors", info, tied=False, checkpoint_bytes=128)
 
 
+def with_long_path(location: HeadLocation) -> HeadLocation:
+    return replace(location, file="folder/" * 900 + location.file)
+
+
 @pytest.mark.parametrize(
     "about",
     [{"dtype": "Q8_0", "shape": (4, 32), "end": 64 + 4 * 34}, {"byteorder": "big"}],
@@ -601,7 +628,7 @@ HOSTILE_NAMES = [
 
 def test_every_tensor_has_a_file_of_its_own_in_the_folder(hub: FakeHub) -> None:  # noqa: ARG001
     cache = RowCache()
-    copies = {name: cache.head(made_up(name), "0" * 64) for name in HOSTILE_NAMES}
+    copies = {name: cache.head(with_long_path(made_up(name)), "0" * 64) for name in HOSTILE_NAMES}
     assert len({str(copy.path).lower() for copy in copies.values()}) == len(HOSTILE_NAMES)
     for name, copy in copies.items():
         with copy.opened() as opened_copy:
@@ -714,6 +741,22 @@ def test_revisions_whose_names_look_alike_are_told_apart(hub: FakeHub) -> None:
     for revision in ("refs/pr/1", "refs-pr-1", "Refs-pr-1", "../x", "main"):
         assert cache.recall_files(replace(ENTRY, revision=revision)) == ("c" * 40, {revision: 1})
     assert hub.take_log() == []
+
+
+def test_a_file_that_cannot_be_opened_is_tried_once_for_all_threads() -> None:
+    """Else each of eight workers would wait for a Hub that is gone, one after another."""
+    tries: list[int] = []
+
+    def refuse() -> Any:
+        tries.append(1)
+        raise HubError("gone")
+
+    source = UnopenedFile("a/b", "0" * 64, 128, refuse)
+    with ThreadPoolExecutor(8) as pool:
+        reads = [pool.submit(source.read, 0, 8) for _ in range(8)]
+    assert [str(read.exception()) for read in reads] == ["gone"] * 8
+    assert len(tries) == 1
+    assert (source.moved, source.requests) == (0, 0)
 
 
 # ---- llmsuper cache

@@ -46,10 +46,12 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
     "--per-group", metavar="NAMES", callback=_names, help="Coefficients with one value per group. Default: the floor E."
 )
 @click.option("--where", multiple=True, callback=_pairs, metavar="COLUMN=VALUE", help="Only these rows; repeatable.")
-@click.option("--objective", type=click.Choice(OBJECTIVES), default="least-squares", show_default=True)
+@click.option(
+    "--objective", type=click.Choice(OBJECTIVES), default="least-squares", show_default=True, help="What is minimised."
+)
 @click.option("--weights", metavar="COLUMN", help="1/variance of each row, for --objective weighted.")
 @click.option("--bootstrap", type=click.IntRange(min=0), help="Draws of models. Default: 1000, or 500 for chinchilla.")
-@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True)
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Seed of the draws.")
 @click.option("--published", is_flag=True, help="For `overlaps`: the published overlaps instead of stored records.")
 @click.option(
     "--results",

@@ -85,6 +85,10 @@ STATUSES: dict[int, tuple[str, str]] = {
 }
 """The same, by the status of an answer for which the Hub's client has no class of its own."""
 
+NOT_WHOLE = (
+    "what arrived is not of the size that was announced ({error})",
+    "A proxy in between is broken, or the file has just changed; run the same command again, or try another network",
+)
 SERVER_TROUBLE = ("the server answered {status}, several times", "Run the same command again later")
 OTHER_STATUS = ("the server answered {status}", "See {page}; if it opens in a browser, report this")
 
@@ -97,6 +101,10 @@ def explain(error: Exception) -> tuple[str, str]:
         if cls is HfHubHTTPError:
             status = status_of(error)
             return STATUSES.get(status or 0) or (SERVER_TROUBLE if (status or 0) >= 500 else OTHER_STATUS)
+        if (
+            cls is OSError and getattr(error, "errno", None) is None
+        ):  # not from the system: the Hub's client has counted the bytes
+            return NOT_WHOLE
         if cls.__name__ in REFUSALS:
             return REFUSALS[cls.__name__]
     raise error
@@ -132,7 +140,7 @@ def hub_errors(thing: str, repo: str | None = None) -> Iterator[None]:
             "endpoint": constants.ENDPOINT,
             "page": f"{constants.ENDPOINT}/{repo}" if repo else constants.ENDPOINT,
             "status": status_of(cause),
-            "error": f"{type(cause).__name__}: {reason[0]}" if reason else type(cause).__name__,
+            "error": f"{type(cause).__name__}: {reason[0].rstrip('.')}" if reason else type(cause).__name__,
         }
         raise HubError(f"{thing}: {found.format(**known)}. {then.format(**known)}.") from error
 

@@ -202,7 +202,7 @@ def _open_hub(entry: ModelEntry, token: str | None, cache: RowCache | None) -> H
     files = {file.rfilename: file.size for file in info.siblings or []}
     if info.sha is not None and None in files.values():
         with hub_errors(name, entry.repo):
-            files |= _tree_sizes(api, entry.repo, info.sha)
+            files |= _sizes(api, entry.repo, info.sha, list(files))
     sizes = {file: size for file, size in files.items() if size is not None}
     if info.sha is None or len(sizes) < len(files):
         raise HubError(
@@ -213,15 +213,20 @@ def _open_hub(entry: ModelEntry, token: str | None, cache: RowCache | None) -> H
     return HubRepository(entry, info.sha, sizes, token=token)
 
 
-def _tree_sizes(api: HfApi, repo: str, commit: str) -> dict[str, int]:
-    """Bytes of every file, from the list of files: some mirrors leave them out of what they say of the model."""
+def _sizes(api: HfApi, repo: str, commit: str, files: list[str]) -> dict[str, int]:
+    """Bytes of `files`, asked for by name: some mirrors leave them out of what they say of the model."""
+    from huggingface_hub.errors import HfHubHTTPError
     from huggingface_hub.hf_api import RepoFile
 
     try:
-        entries = patiently(lambda: list(api.list_repo_tree(repo, recursive=True, revision=commit)))
+        found = patiently(lambda: api.get_paths_info(repo, files, revision=commit))
+    except HfHubHTTPError as error:
+        if is_transient(error):
+            raise
+        return {}  # it does not know this question either
     except (KeyError, TypeError):  # JSON, but not the Hub's
         return {}
-    return {entry.path: entry.size for entry in entries if isinstance(entry, RepoFile)}
+    return {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
 
 
 def _open_cache(entry: ModelEntry, token: str | None) -> HubRepository | None:

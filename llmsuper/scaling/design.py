@@ -182,8 +182,8 @@ def _check_rows(frame: pd.DataFrame, x_names: tuple[str, ...], y: str, group_nam
     if len(repeated):
         first = ", ".join(f"{name} {repeated.iloc[0][name]}" for name in key[:3])
         raise FitError(
-            f"{len(repeated)} rows repeat one another ({first}). Keep one row for each model and data set: "
-            "a point that counts twice makes every error bar too small."
+            f"{len(repeated)} rows repeat one another ({first}). Keep one row for each model and data set "
+            "(one checkpoint, one split), or fit what tells them apart: a point that counts twice makes errors too small."
         )
 
 

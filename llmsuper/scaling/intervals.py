@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
     Codes = np.ndarray[Any, np.dtype[np.intp]]
 
+_FEWEST = 6  # resampling four or five points means nothing
 _GRID = 61  # trials of the exponent that all draws of a bootstrap share; a spline and a parabola refine between them
 
 
@@ -174,12 +175,17 @@ def bootstrap_models(
     one would make the errors too small. Column `unit` names the model and `strata` the family; a table without them, or
     with no `strata`, is drawn from as a whole, row by row where there is no `unit`. The same seed gives the same draws.
 
-    Raises `FitError` where hardly any draw can be fitted.
+    Raises `FitError` for fewer than six models, and where hardly any draw can be fitted.
     """
     design = fit.design
     rows = len(design.y)
     units = _codes(design, unit) if unit in design.frame.columns else np.arange(rows, dtype=np.intp)
     layers = _codes(design, strata) if strata in design.frame.columns else np.zeros(rows, dtype=np.intp)
+    if units.max() + 1 < _FEWEST:
+        raise FitError(
+            f"{fit.law}: {units.max() + 1} {unit} are too few models to resample: the draws would be of {_FEWEST - 1} points or "
+            "fewer, and say nothing. Use the profile interval."
+        )
     counts = _counts(units, layers, draws, np.random.default_rng(seed))
     sizes = np.unique(design.x, axis=0, return_inverse=True)[1].ravel()
     member = np.zeros((len(design.y), sizes.max() + 1))

@@ -1,4 +1,4 @@
-"""Fits measured overlaps against the columns of the head: does the mean squared overlap fall as 1/m?
+"""Fits measured overlaps against the columns of the head, to see whether they fall as 1/m.
 
 Straight lines of log overlap against log m (the law "power", by log-least-squares): one for all heads, one slope with a
 level for each family, and each family alone; of raw overlaps and, where records have them, of centred ones.
