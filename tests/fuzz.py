@@ -39,6 +39,7 @@ from llmsuper.types import ModelEntry
 from tests.checkpoints import safetensors_bytes, torch_bytes
 from tests.hostile_pickles import BOMBS as PICKLES
 from tests.hostile_pickles import FLOODS, LAYOUTS, legacy_file, state_dict, zip_file
+from tests.hostile_pickles import text as pickled_text
 from tests.test_gguf import entry, info, packed, stored_rows, text
 from tests.test_gguf import write as write_gguf
 
@@ -160,6 +161,17 @@ def _tensors() -> dict[str, torch.Tensor]:
     }
 
 
+def _legacy() -> bytes:
+    """A file of one storage, under a key that is not its address: the same file in every process."""
+    weights = torch.randn(900, generator=torch.Generator().manual_seed(0)).half()
+    views = {
+        "lm_head.weight": weights[:320].view(40, 8),
+        "model.embed_tokens.weight": weights[320:].view(20, 29)[:, :8],
+    }
+    content = torch_bytes(views, legacy=True)
+    return re.sub(rb"X.\0\0\0\d{9,}", lambda _: pickled_text("7"), content, flags=re.DOTALL)
+
+
 @cache
 def _gguf() -> bytes:
     with tempfile.TemporaryDirectory() as folder:
@@ -174,14 +186,19 @@ def _safetensors(content: bytes, draw: random.Random) -> bytes:
     return len(header).to_bytes(8, "little") + header + content[end:]
 
 
-def _torch_zip(content: bytes, draw: random.Random) -> bytes:
-    """Damage to the pickle alone, whose CRC-32 is then made right."""
+def _zipped_again(content: bytes, change: Callable[[bytes], bytes] = bytes) -> bytes:
+    """The archive with its pickle changed, and without the time of day."""
     made = io.BytesIO()
     with zipfile.ZipFile(io.BytesIO(content)) as old, zipfile.ZipFile(made, "w") as new:
         for name in old.namelist():
             record = old.read(name)
-            new.writestr(name, damage(record, draw) if name.endswith("data.pkl") else record)
+            new.writestr(zipfile.ZipInfo(name), change(record) if name.endswith("data.pkl") else record)
     return made.getvalue()
+
+
+def _torch_zip(content: bytes, draw: random.Random) -> bytes:
+    """Damage to the pickle alone, whose CRC-32 is then made right."""
+    return _zipped_again(content, lambda pickle: damage(pickle, draw))
 
 
 def _anywhere(end: int | None) -> Callable[[bytes, random.Random], bytes]:
@@ -200,10 +217,8 @@ class Format:
 
 FORMATS: dict[str, Format] = {
     "safetensors": Format(".safetensors", lambda: [safetensors_bytes(_tensors())], _safetensors),
-    "torch zip": Format(".bin", lambda: [torch_bytes(_tensors()), zip_file(state_dict())], _torch_zip),
-    "torch legacy": Format(
-        ".bin", lambda: [torch_bytes(_tensors(), legacy=True), legacy_file(state_dict())], _anywhere(900)
-    ),
+    "torch zip": Format(".bin", lambda: [torch_bytes(_tensors()), _zipped_again(zip_file(state_dict()))], _torch_zip),
+    "torch legacy": Format(".bin", lambda: [_legacy(), legacy_file(state_dict())], _anywhere(900)),
     "GGUF": Format(".gguf", lambda: [_gguf()], _anywhere(1500)),
 }
 

@@ -45,6 +45,14 @@ def test_the_same_number_is_the_same_file() -> None:
     assert len(DAMAGES) == 8
 
 
+def test_undamaged_files_are_the_same_in_every_process() -> None:
+    code = "from tests.fuzz import FORMATS; print([content for made in FORMATS.values() for content in made.valid()])"
+    here = [content for made in FORMATS.values() for content in made.valid()]
+    root = Path(__file__).parent.parent
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == repr(here)
+
+
 def test_a_hang_ends() -> None:
     with pytest.raises(HangError, match="this takes more than"), limited("this", 0.05):
         while True:

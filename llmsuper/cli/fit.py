@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 
-from llmsuper.cli.options import RESULTS
+from llmsuper.cli.options import RESULTS, warn
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -58,7 +58,12 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
     type=click.Path(file_okay=False, path_type=Path),
     default=RESULTS,
     show_default=True,
-    help="Folder of records, for `overlaps`.",
+    help="Folder of records, for `overlaps` and --records.",
+)
+@click.option(
+    "--records",
+    is_flag=True,
+    help="Only models with a record, whose columns can then be fitted too, such as --x overlap.mean_squared_overlap.",
 )
 @click.option("--lists", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder of model lists.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
@@ -78,6 +83,7 @@ def fit(
     seed: int,
     published: bool,
     results: Path,
+    records: bool,
     lists: Path | None,
     as_json: bool,
 ) -> None:
@@ -89,7 +95,7 @@ def fit(
     """
     if sum((name is not None, csv is not None, lm_eval is not None)) != 1:
         raise click.UsageError("Give one of NAME, --csv FILE and --lm-eval PATH.")
-    own_rows = any((law, x, group, per_group, where, weights, objective != "least-squares", y != "loss_nats"))
+    own_rows = any((law, x, group, per_group, where, weights, records, objective != "least-squares", y != "loss_nats"))
     summary: Any
     if name == "chinchilla" and not own_rows:
         from llmsuper.scaling.chinchilla import chinchilla_summary
@@ -101,7 +107,21 @@ def fit(
         summary = overlap_summary(_overlaps(published, results, lists))
     else:
         summary = _summary(
-            name, csv, lm_eval, law, x, y, group, per_group, where, objective, weights, bootstrap, seed, lists
+            name,
+            csv,
+            lm_eval,
+            law,
+            x,
+            y,
+            group,
+            per_group,
+            where,
+            objective,
+            weights,
+            bootstrap,
+            seed,
+            lists,
+            results if records else None,
         )
     click.echo(json.dumps(summary.to_dict(), allow_nan=False) if as_json else summary.text())
 
@@ -121,6 +141,7 @@ def _summary(
     bootstrap: int | None,
     seed: int,
     lists: Path | None,
+    records: Path | None,
 ) -> Any:
     from llmsuper.hub.catalog import load_catalog
     from llmsuper.scaling.fit import fit_law
@@ -139,6 +160,8 @@ def _summary(
         chosen = recipe(name or "")
         frame = rows_of(chosen, lists)
     rows = select(frame, where)
+    if records is not None:
+        rows = _with_records(rows, records)
     fitted = fit_law(
         law or chosen.law,
         rows,
@@ -162,6 +185,24 @@ def _summary(
         },
         published=load_published_fits("liu2025", lists)["printed"] if as_the_authors else None,
     )
+
+
+def _with_records(rows: pd.DataFrame, folder: Path) -> pd.DataFrame:
+    """The losses of models that have a record, with the record's columns beside them."""
+    from llmsuper.errors import FitError
+    from llmsuper.scaling.losses import join_losses
+    from llmsuper.store import ResultStore
+
+    stored = ResultStore(folder).frame()
+    if stored.empty:
+        raise FitError(
+            f"{folder}: there is no record in it. Measure models with `llmsuper overlap`, or name another --results."
+        )
+    joined = join_losses(stored, rows)
+    for what in ("records_without_loss", "losses_without_record"):
+        if joined.attrs[what]:
+            warn(f"{what.replace('_', ' ')}: {', '.join(joined.attrs[what])}")
+    return joined
 
 
 def _overlaps(published: bool, results: Path, lists: Path | None) -> pd.DataFrame:
