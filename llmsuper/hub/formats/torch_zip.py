@@ -22,7 +22,7 @@ TAIL = (1 << 16) + 22
 """Bytes read at the end: as far as zipfile searches for the list of records, which usually fits in too."""
 AHEAD = 1 << 17
 """Bytes read after the pickle: `byteorder` and the local headers of the first storages, which are often the head."""
-MAX_DIRECTORY = 16 << 20
+MAX_DIRECTORY = 5 << 20
 """Bytes; a record takes about 80."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")
 """Signature, and bytes of the name and of the extra field that follow (APPNOTE.TXT 4.3.7)."""
