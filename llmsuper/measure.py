@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing
+from contextlib import closing, nullcontext
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -109,7 +109,9 @@ def plan_head(
 def measure_head(entry: ModelEntry, settings: Settings | None = None, watch: Watch | None = None) -> HeadRecord:
     """Find, stream and measure one head. Raises the `LlmsuperError` that stopped it."""
     settings = settings or Settings()
-    with row_cache(keep=settings.keep_heads, passes=settings.passes) as cache:
+    # nothing is kept of a file that is here anyway
+    kept = nullcontext(None) if entry.local else row_cache(keep=settings.keep_heads, passes=settings.passes)
+    with kept as cache:
         return _measure(_open(entry, cache, settings.file, settings.allow_pr), settings, cache, watch)
 
 
