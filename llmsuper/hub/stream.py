@@ -32,8 +32,8 @@ BLOCK_BYTES = 16 << 20
 """Aimed at: enough to hide 80 ms of latency per request over eight connections."""
 FEWEST_ROWS, MOST_ROWS = 2_048, 8_192
 """Bounds of a block's rows: a matrix product wants many, an n-independent memory not too many."""
-EVEN = 2
-"""Of several blocks there are a multiple of this many, all of one size: so two threads end at the same time."""
+EVEN = 8
+"""Of several blocks there are a multiple of this many, all of one size: so 2, 4 or 8 threads end at the same time."""
 
 
 def default_block_rows(rows: int, row_bytes: int) -> int:
