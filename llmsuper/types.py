@@ -20,9 +20,6 @@ DTYPE_BYTES: dict[str, int] = {
 }  # fmt: skip
 """Bytes of one element, by the safetensors name of the dtype."""
 
-HEAD_DTYPES: dict[str, str] = {"F64": "float64", "F32": "float32", "F16": "float16", "BF16": "bfloat16"}
-"""The dtypes a head can be measured in, and torch's names of them."""
-
 
 @dataclass(frozen=True, slots=True)
 class ModelEntry:

@@ -49,7 +49,7 @@ def test_no_records_is_one_error(tmp_path: Path) -> None:
 
 
 def test_results_of_the_evaluation_harness(tmp_path: Path) -> None:
-    """Word perplexities of four Pythia models that obey a law, as the harness writes them."""
+    """Bits per byte of Pythia models that obey a law, as the harness writes them."""
     widths = {e.repo: e.width for e in load_catalog().families["pythia"].entries if e.width and 512 <= e.width <= 5120}
     for repo, width in widths.items():
         bits = (1.0 + 60.0 / width) / 0.6931471805599453
