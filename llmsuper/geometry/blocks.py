@@ -18,7 +18,8 @@ class UnitBlock:
     """Some rows after normalisation."""
 
     unit: torch.Tensor
-    """(b, m) float32 or float64, on the backend's device; a row of zero norm is zero."""
+    """(b, m) float32 or float64, on the backend's device; a row of zero norm is zero. Memory that the next block is put
+    into: what is to outlive `summarize` is copied."""
     norms: NDArray[np.float64]
     """(b,) the norms that the rows had; 0 marks a zero row."""
     backend: Backend

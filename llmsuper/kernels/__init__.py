@@ -18,6 +18,7 @@ import importlib
 import os
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import TYPE_CHECKING, Any, Literal, Protocol, cast
 
 from llmsuper.errors import BackendError, lookup
@@ -28,6 +29,7 @@ if TYPE_CHECKING:
     import numpy as np
     import torch
     from numpy.typing import NDArray
+    from threadpoolctl import ThreadpoolController
 
 Precision = Literal["float32", "float64"]
 
@@ -36,11 +38,19 @@ class Operations(Protocol):
     """What a backend's module holds."""
 
     def unit_rows(
-        self, rows: torch.Tensor, *, dtype: str, device: str, centre: NDArray[np.float64] | None
+        self,
+        rows: torch.Tensor,
+        *,
+        dtype: str,
+        device: str,
+        centre: NDArray[np.float64] | None,
+        out: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, NDArray[np.float64]]:
         """Rows (b, m) minus `centre` (m,), divided by their norms, in `dtype` on `device`; and the norms (b,).
 
-        A row of zero norm stays zero, with norm 0. Raises `NonFiniteRowError` for the first NaN or infinite row.
+        `out` (b, m), of that dtype and on that device, is memory that the unit rows may be put into: fresh memory
+        costs as much as the arithmetic. A row of zero norm stays zero, with norm 0. Raises `NonFiniteRowError` for the
+        first NaN or infinite row.
         """
 
     def gram(self, unit: torch.Tensor) -> Any:
@@ -94,9 +104,15 @@ class Backend:
         return max(1, min(usable_cores(), PRODUCT_BYTES // product))
 
     def unit_rows(
-        self, rows: torch.Tensor, centre: NDArray[np.float64] | None = None
+        self, rows: torch.Tensor, centre: NDArray[np.float64] | None = None, out: torch.Tensor | None = None
     ) -> tuple[torch.Tensor, NDArray[np.float64]]:
-        return self.operations.unit_rows(rows, dtype=self.precision, device=self.device, centre=centre)
+        return self.operations.unit_rows(rows, dtype=self.precision, device=self.device, centre=centre, out=out)
+
+    def workspace(self, rows: int, columns: int) -> torch.Tensor:
+        """(rows, columns) of the dtype and on the device that `unit_rows` puts its result in; uninitialised."""
+        import torch
+
+        return torch.empty(rows, columns, dtype=getattr(torch, self.precision), device=self.device)
 
     def gram(self, unit: torch.Tensor) -> Any:
         return self.operations.gram(unit)
@@ -140,6 +156,14 @@ def _is_here(device: str) -> bool:
     return torch.cuda.is_available()
 
 
+@cache
+def _blas_libraries() -> ThreadpoolController:
+    """Found once: looking through the loaded libraries takes milliseconds."""
+    from threadpoolctl import ThreadpoolController
+
+    return ThreadpoolController()
+
+
 @contextmanager
 def one_thread_per_block() -> Iterator[None]:
     """BLAS and torch single-threaded while blocks are worked on in parallel.
@@ -149,12 +173,11 @@ def one_thread_per_block() -> Iterator[None]:
     itself: OpenMP keeps that number per thread.
     """
     import torch
-    from threadpoolctl import threadpool_limits
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
-        with threadpool_limits(limits=1, user_api="blas"):
+        with _blas_libraries().limit(limits=1, user_api="blas"):
             yield
     finally:
         torch.set_num_threads(before)

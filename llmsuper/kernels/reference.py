@@ -19,6 +19,7 @@ def unit_rows(
     dtype: str,  # noqa: ARG001  the reference has one precision
     device: str,  # noqa: ARG001  and one device
     centre: NDArray[np.float64] | None,
+    out: torch.Tensor | None = None,  # noqa: ARG001  and takes memory as it needs it
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """Each row divided by its norm, one row at a time. See `kernels.Operations`."""
     unit = np.zeros(tuple(rows.shape))

@@ -17,21 +17,29 @@ SAFE_NORMS = (1e-15, 1e15)
 
 
 def unit_rows(
-    rows: torch.Tensor, *, dtype: str, device: str, centre: NDArray[np.float64] | None
+    rows: torch.Tensor,
+    *,
+    dtype: str,
+    device: str,
+    centre: NDArray[np.float64] | None,
+    out: torch.Tensor | None = None,
 ) -> tuple[torch.Tensor, NDArray[np.float64]]:
     """One conversion, one norm, one division. See `kernels.Operations`."""
-    x = rows.to(device=device, dtype=getattr(torch, dtype))  # (b, m)
+    wanted = getattr(torch, dtype)
+    if out is None:
+        out = torch.empty(rows.shape, dtype=wanted, device=device)
+    # (b, m): the stored rows themselves where they have the right type, else a copy in the place of the result
+    x = rows if rows.dtype == wanted and rows.device == out.device else out.copy_(rows)
     norms = torch.linalg.vector_norm(x, dim=1)
     least, most = SAFE_NORMS
     usual = (norms > least) & (norms < most)
     if centre is not None:
         middle = torch.from_numpy(centre).to(x)
-        x = x - middle if x is rows else x.sub_(middle)
+        x = torch.sub(x, middle, out=out)
         norms = torch.linalg.vector_norm(x, dim=1)
         # a row this close to the centre has lost its direction to rounding
         usual &= norms > max(least, 16 * torch.finfo(x.dtype).eps * float(np.linalg.norm(centre)))
-    inverse = norms.reciprocal()[:, None]
-    unit = x * inverse if x is rows else x.mul_(inverse)  # `rows` is a buffer of someone else's
+    unit = torch.mul(x, norms.reciprocal()[:, None], out=out)
     norms = norms.double()
     odd = torch.nonzero(~usual)[:, 0]
     if len(odd):
