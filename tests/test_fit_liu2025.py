@@ -41,8 +41,8 @@ def test_the_printed_fit() -> None:
     fit = published_fit()
     assert (fit.n_points, fit.n_parameters) == (108, 18)
     assert fit.params["alpha"] == pytest.approx(PRINTED["alpha"], abs=3e-4)
-    assert fit.params["A"] == pytest.approx(476.79, abs=0.3)  # the valley is flat: 0.6 in A is 2e-4 in alpha
-    assert fit.mse == pytest.approx(PRINTED["mean_squared_error"], abs=5e-7)
+    assert fit.params["A"] == pytest.approx(476.79, abs=0.05)  # a refit of the recovered losses by others
+    assert fit.mse == pytest.approx(PRINTED["mean_squared_error"], abs=5e-8)  # its last digit
     differences = offset_differences(fit, PRINTED)
     assert len(differences) == 16
     assert max(map(abs, differences.values())) < 3e-4
