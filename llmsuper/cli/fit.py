@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,82 +68,57 @@ def _names(context: click.Context, option: click.Parameter, value: str | None) -
 )
 @click.option("--lists", type=click.Path(exists=True, file_okay=False, path_type=Path), help="A folder of model lists.")
 @click.option("--json", "as_json", is_flag=True, help="Everything, as one JSON object.")
-def fit(
-    name: str | None,
-    csv: Path | None,
-    lm_eval: Path | None,
-    law: str | None,
-    x: tuple[str, ...] | None,
-    y: str,
-    group: tuple[str, ...] | None,
-    per_group: tuple[str, ...] | None,
-    where: dict[str, str],
-    objective: str,
-    weights: str | None,
-    bootstrap: int | None,
-    seed: int,
-    published: bool,
-    results: Path,
-    records: bool,
-    lists: Path | None,
-    as_json: bool,
-) -> None:
+def fit(name: str | None, published: bool, results: Path, records: bool, as_json: bool, **asked: Any) -> None:
     """Fit a scaling law and say how far it can be trusted.
 
     NAME is a fit of published losses (liu2025, opt-wikitext2, bloom-wikitext2, pythia-pile, gpt2-openwebtext), a table of
     them (see model_lists/losses), `chinchilla` for the cross-check, or `overlaps` for measured overlaps against 1/m.
     Without NAME, --csv or --lm-eval gives the losses.
     """
-    if sum((name is not None, csv is not None, lm_eval is not None)) != 1:
+    request = _Request(**asked)
+    if sum((name is not None, request.csv is not None, request.lm_eval is not None)) != 1:
         raise click.UsageError("Give one of NAME, --csv FILE and --lm-eval PATH.")
-    own_rows = any((law, x, group, per_group, where, weights, records, objective != "least-squares", y != "loss_nats"))
+    draws, seed = request.bootstrap, request.seed
     summary: Any
-    if name == "chinchilla" and not own_rows:
+    if name == "chinchilla" and not records and not request.names_a_fit:
         from llmsuper.scaling.chinchilla import chinchilla_summary
 
-        summary = chinchilla_summary(bootstrap=500 if bootstrap is None else bootstrap, seed=seed)
+        summary = chinchilla_summary(bootstrap=500 if draws is None else draws, seed=seed)
     elif name == "overlaps":
         from llmsuper.scaling.overlap_fits import overlap_summary
 
-        summary = overlap_summary(_overlaps(published, results, lists))
+        summary = overlap_summary(_overlaps(published, results, request.lists))
     else:
-        summary = _summary(
-            name,
-            csv,
-            lm_eval,
-            law,
-            x,
-            y,
-            group,
-            per_group,
-            where,
-            objective,
-            weights,
-            bootstrap,
-            seed,
-            lists,
-            results if records else None,
-        )
+        summary = _summary(name, request, results if records else None)
     click.echo(json.dumps(summary.to_dict(), allow_nan=False) if as_json else summary.text())
 
 
-def _summary(
-    name: str | None,
-    csv: Path | None,
-    lm_eval: Path | None,
-    law: str | None,
-    x: tuple[str, ...] | None,
-    y: str,
-    group: tuple[str, ...] | None,
-    per_group: tuple[str, ...] | None,
-    where: dict[str, str],
-    objective: str,
-    weights: str | None,
-    bootstrap: int | None,
-    seed: int,
-    lists: Path | None,
-    records: Path | None,
-) -> Any:
+@dataclass(frozen=True, slots=True)
+class _Request:
+    """The options that say what is fitted, to what, and how."""
+
+    csv: Path | None
+    lm_eval: Path | None
+    law: str | None
+    x: tuple[str, ...] | None
+    y: str
+    group: tuple[str, ...] | None
+    per_group: tuple[str, ...] | None
+    where: dict[str, str]
+    objective: str
+    weights: str | None
+    bootstrap: int | None
+    seed: int
+    lists: Path | None
+
+    @property
+    def names_a_fit(self) -> bool:
+        """Whether it asks for anything but what a name stands for."""
+        named = (self.law, self.x, self.group, self.per_group, self.where, self.weights)
+        return any(named) or self.objective != "least-squares" or self.y != "loss_nats"
+
+
+def _summary(name: str | None, asked: _Request, records: Path | None) -> Any:
     from llmsuper.hub.catalog import load_catalog
     from llmsuper.scaling.fit import fit_law
     from llmsuper.scaling.lm_eval import read_lm_eval
@@ -150,40 +126,38 @@ def _summary(
     from llmsuper.scaling.recipes import Recipe, recipe, rows_of, select
     from llmsuper.scaling.summary import summarise
 
-    x_names = x or ("d_model",)
-    if csv is not None:
-        chosen, frame = Recipe(str(csv), "", f"{csv}"), read_csv(csv, x=x_names[0], y=y, group=group or ())
-    elif lm_eval is not None:
-        chosen, frame = Recipe(str(lm_eval), "", f"{lm_eval}"), read_lm_eval(lm_eval)
-        frame = join_widths(frame, load_catalog(lists)) if "d_model" in x_names else frame
+    x_names = asked.x or ("d_model",)
+    if asked.csv is not None:
+        chosen = Recipe(str(asked.csv), "", f"{asked.csv}")
+        frame = read_csv(asked.csv, x=x_names[0], y=asked.y, group=asked.group or ())
+    elif asked.lm_eval is not None:
+        chosen, frame = Recipe(str(asked.lm_eval), "", f"{asked.lm_eval}"), read_lm_eval(asked.lm_eval)
+        frame = join_widths(frame, load_catalog(asked.lists)) if "d_model" in x_names else frame
     else:
         chosen = recipe(name or "")
-        frame = rows_of(chosen, lists)
-    rows = select(frame, where)
+        frame = rows_of(chosen, asked.lists)
+    rows = select(frame, asked.where)
     if records is not None:
         rows = _with_records(rows, records)
     fitted = fit_law(
-        law or chosen.law,
+        asked.law or chosen.law,
         rows,
-        x=x or chosen.x,
-        y=y,
-        group=chosen.group if group is None else group,
-        per_group=per_group,
-        objective=objective,
-        weights=weights,
+        x=asked.x or chosen.x,
+        y=asked.y,
+        group=chosen.group if asked.group is None else asked.group,
+        per_group=asked.per_group,
+        objective=asked.objective,
+        weights=asked.weights,
     )
     as_the_authors = chosen.name == "liu2025" and fitted.n_points == 108 and fitted.n_parameters == 18
+    by_width = fitted.design.x_names == ("d_model",)
     return summarise(
         f"{chosen.name}: {chosen.about}" if chosen.table else chosen.name,
         fitted,
-        draws=1000 if bootstrap is None else bootstrap,
-        seed=seed,
-        moved={
-            m: w
-            for m, w in chosen.moved.items()
-            if fitted.design.x_names == ("d_model",) and m in set(rows["model_id"])
-        },
-        published=load_published_fits("liu2025", lists)["printed"] if as_the_authors else None,
+        draws=1000 if asked.bootstrap is None else asked.bootstrap,
+        seed=asked.seed,
+        moved={m: w for m, w in chosen.moved.items() if by_width and m in set(rows["model_id"])},
+        published=load_published_fits("liu2025", asked.lists)["printed"] if as_the_authors else None,
     )
 
 
