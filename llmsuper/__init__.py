@@ -23,7 +23,7 @@ _HOME = {
     "locate_head": "llmsuper.hub.locate",
     "measure_head": "llmsuper.measure",
     "measure_heads": "llmsuper.measure",
-    "measure_rows": "llmsuper.measure",
+    "measure_rows": "llmsuper.geometry.suite",
     "one_pass": "llmsuper.geometry.passes",
     "open_repository": "llmsuper.hub.repository",
     "plan_head": "llmsuper.measure",
@@ -38,13 +38,14 @@ if TYPE_CHECKING:
     from llmsuper.geometry.norms import NormAccumulator
     from llmsuper.geometry.overlap import GramAccumulator
     from llmsuper.geometry.passes import one_pass
+    from llmsuper.geometry.suite import measure_rows
     from llmsuper.hub.catalog import load_catalog, resolve_patterns
     from llmsuper.hub.locate import locate_head
     from llmsuper.hub.repository import open_repository
     from llmsuper.hub.stream import stream_rows
     from llmsuper.hub.vocabulary import read_vocabulary
     from llmsuper.kernels import choose_backend
-    from llmsuper.measure import Settings, measure_head, measure_heads, measure_rows, plan_head
+    from llmsuper.measure import Settings, measure_head, measure_heads, plan_head
     from llmsuper.store import ResultStore
     from llmsuper.types import HeadLocation, HeadRecord, ModelEntry, RowBlock
 

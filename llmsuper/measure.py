@@ -3,84 +3,52 @@
 from __future__ import annotations
 
 import time
-from contextlib import closing, nullcontext
-from dataclasses import asdict, dataclass, replace
+from contextlib import ExitStack, closing, nullcontext
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from typing import TYPE_CHECKING, Any, TypeAlias
+from functools import partial
+from itertools import chain, islice
+from typing import TYPE_CHECKING, Protocol, TypeAlias, runtime_checkable
 
-from llmsuper.errors import CheckpointError, HubError, LlmsuperError, lookup
-from llmsuper.geometry import ACCUMULATORS
-from llmsuper.geometry.overlap import MeanRowAccumulator
-from llmsuper.geometry.passes import one_pass
-from llmsuper.hub.checkpoint import small_files
-from llmsuper.hub.conversions import with_conversion
-from llmsuper.hub.head import open_head
-from llmsuper.hub.repository import open_repository
-from llmsuper.hub.rowcache import RowCache, row_cache
-from llmsuper.hub.vocabulary import files_needed, read_vocabulary
+from llmsuper.errors import CheckpointError, LlmsuperError
+from llmsuper.found import HeadPlan as HeadPlan
+from llmsuper.found import find_head, open_entry
+from llmsuper.found import plan_head as plan_head
+from llmsuper.geometry import STATISTICS
+from llmsuper.geometry.suite import measure_rows as measure_rows
+from llmsuper.hub.rowcache import row_cache
+from llmsuper.hub.stream import count_blocks
+from llmsuper.hub.token_strings import name_pairs
 from llmsuper.kernels import choose_backend, choose_precision
+from llmsuper.processes import ALONE, LostProcessError
+from llmsuper.settings import SHARED_BYTES
+from llmsuper.settings import Settings as Settings
 from llmsuper.types import HeadRecord
 from llmsuper.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
-
+    from llmsuper.found import FoundHead
+    from llmsuper.geometry.blocks import Accumulator
     from llmsuper.hub.repository import Repository
-    from llmsuper.kernels import Backend
+    from llmsuper.hub.rowcache import RowCache
+    from llmsuper.processes import Processes
     from llmsuper.store import ResultStore
-    from llmsuper.types import HeadLocation, ModelEntry, RowBlock, RowRule
+    from llmsuper.types import HeadLocation, ModelEntry
+
+
+@runtime_checkable
+class Progress(Protocol):
+    """Hears of bytes as they are read, and of how far a computation of n² m operations is."""
+
+    def __call__(self, n: int, /) -> None: ...
+    def step(self, name: str, done: int, total: int, /) -> None: ...
+
 
 Watch: TypeAlias = "Callable[[HeadLocation], Callable[[int], None]]"
-"""Called once the head is located; what it returns is called with each count of bytes read, a pass of rows at a time."""
-
-
-@dataclass(frozen=True, slots=True)
-class Settings:
-    """What to measure and how: everything about a run that is not a model."""
-
-    statistics: tuple[str, ...] = tuple(ACCUMULATORS)
-    row_rule: RowRule = "tokens"
-    lm_head: str | None = None
-    """Measure this tensor, whatever it is, instead of the head."""
-    backend: str = "auto"
-    device: str = "auto"
-    file: str | None = None
-    """Take the head from this file of the repository, whatever else there is."""
-    max_bytes: int | None = None
-    """Refuse a head that would move more bytes than this over the network."""
-    keep_heads: bool = True
-    """Keep fetched heads on this machine, so that a later run moves nothing."""
-    allow_pr: bool = False
-    """Where a revision has no safetensors, take the conversion that the Hub's bot offers in a pull request."""
-
-    def __post_init__(self) -> None:
-        for name in self.statistics:
-            lookup(ACCUMULATORS, name, "statistic")
-
-    @property
-    def passes(self) -> int:
-        """How often the rows are read."""
-        return 2 if any(ACCUMULATORS[name].centred for name in self.statistics) else 1
-
-
-@dataclass(frozen=True, slots=True)
-class HeadPlan:
-    """What measuring one head would move over the network, from headers alone."""
-
-    location: HeadLocation
-    origin: str
-    """`hub`, `hub-cache` or `local`."""
-    head_bytes: int
-    """0 for a file that is already on this machine."""
-    other_bytes: int
-    """Header, index, config and tokenizer files that are not yet in the Hub cache."""
-
-    @property
-    def total_bytes(self) -> int:
-        return self.head_bytes + self.other_bytes
+"""Called once the head is located; what it returns is called with each count of bytes read, a pass of rows at a time.
+It may be a `Progress`, which hears of more."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,25 +62,24 @@ class Outcome:
     error: LlmsuperError | None = None
 
 
-def plan_head(
-    entry: ModelEntry, lm_head: str | None = None, file: str | None = None, *, allow_pr: bool = False
-) -> HeadPlan:
-    """Where the head of `entry` is and what measuring it would move. Reads headers, the shard index and config.json only."""
-    cache = RowCache()
-    repository = _open(entry, cache, file, allow_pr)
-    small = small_files(repository, file) + (() if lm_head else files_needed(repository.files))
-    other = repository.uncached_bytes(small)  # asked before `open_head` fetches some of them
-    with closing(open_head(repository, cache, tensor=lm_head, file=file)) as head:
-        return HeadPlan(head.location, repository.origin, head.bytes_to_move, other + head.source.moved)
+def measure_head(
+    entry: ModelEntry, settings: Settings | None = None, watch: Watch | None = None, processes: Processes = ALONE
+) -> HeadRecord:
+    """Find, stream and measure one head, whose rows `processes` share: each calls this, and all get the same record.
 
-
-def measure_head(entry: ModelEntry, settings: Settings | None = None, watch: Watch | None = None) -> HeadRecord:
-    """Find, stream and measure one head. Raises the `LlmsuperError` that stopped it."""
+    Raises the `LlmsuperError` that stopped it.
+    """
     settings = settings or Settings()
     # nothing is kept of a file that is here anyway
     kept = nullcontext(None) if entry.local else row_cache(keep=settings.keep_heads, passes=settings.passes)
     with kept as cache:
-        return _measure(_open(entry, cache, settings.file, settings.allow_pr), settings, cache, watch)
+        found = processes.from_first(
+            lambda: _find(open_entry(entry, cache, settings.file, allow_pr=settings.allow_pr), cache, settings)
+        )
+        job = _Job(entry, found, settings)
+        if job.shareable(processes):
+            return _measure(job, cache, watch, processes)
+        return processes.from_first(lambda: _measure(job, cache, watch, ALONE))
 
 
 def measure_heads(
@@ -122,49 +89,71 @@ def measure_heads(
     *,
     force: bool = False,
     watch: Watch | None = None,
+    processes: Processes = ALONE,
 ) -> Iterator[Outcome]:
     """Measure each entry that has no record yet and store it; one outcome an entry, as soon as it is known.
 
     A head counts as measured when the store has a record of the same repo, commit, rows rule, tensor and version of
     llmsuper that holds every statistic asked for. What a record holds besides is measured again with the rest, so that
     nothing stored is lost. An error stops its own entry and no other; a backend that cannot run here stops the run.
+
+    Several processes (all of which call this, and get the same outcomes) take as many entries at a time as they are, and the
+    first of them asks the Hub and the store about these. Then each measures one, except that all share the rows of a head
+    of more than SHARED_BYTES, and of every head where there are fewer than processes; `Settings.shard` says otherwise.
+    The first process stores each record.
     """
     settings = settings or Settings()
-    choose_backend(settings.backend, settings.device)
-    store.check_writable()
+    with processes.together():
+        choose_backend(settings.backend, settings.device)
+    processes.from_first(store.check_writable)
+    waiting = iter(entries)
     with row_cache(keep=settings.keep_heads, passes=settings.passes) as cache:
-        for entry in entries:
+        while some := list(islice(waiting, processes.count)):
             if cache is not None and not settings.keep_heads:
-                cache.clear()  # of the model before: a whole family's heads may not find room
-            try:
-                repository = _open(entry, cache, settings.file, settings.allow_pr)
-                found = _stored(store, repository, settings)
-                held = set(found.statistics[found.row_class]) if found is not None else set()
-                said = found is not None and set(repository.notes) <= set(found.notes)
-                if found is not None and said and held >= set(settings.statistics) and not force:
-                    # two revisions may be one commit, which has one record: this is what it says of the revision asked for
-                    yield Outcome(entry, replace(found, revision=entry.revision), stored=True)
-                    continue
-                wanted = tuple(name for name in ACCUMULATORS if name in held or name in settings.statistics)
-                record = _measure(repository, replace(settings, statistics=wanted), cache, watch)
-            except LlmsuperError as error:
-                yield Outcome(entry, error=error)
-                continue
-            try:
-                store.put(record)
-            except LlmsuperError as error:
-                yield Outcome(entry, record, error=error)  # measured, though not kept: the caller can still print it
-                continue
-            yield Outcome(entry, record)
+                cache.clear()  # of the models before: a whole family's heads may not find room
+            known = processes.from_first(partial(_known, some, store, settings, cache, force))
+            yield from _measured(known, store, cache, watch, processes)
 
 
-def _open(entry: ModelEntry, cache: RowCache | None, file: str | None, allow_pr: bool) -> Repository:
-    repository = open_repository(entry, cache=cache)
-    return with_conversion(repository, cache, file) if allow_pr else repository
+@dataclass(frozen=True)
+class _Job:
+    """A head to be measured, and which statistics of it."""
+
+    entry: ModelEntry
+    found: FoundHead
+    settings: Settings
+
+    def shareable(self, processes: Processes) -> bool:
+        """Whether there is a block of rows for each process, and something for each to do with them in every statistic."""
+        chosen = [STATISTICS[name] for name in self.settings.statistics]
+        whole = any(row.reads and not row.shared for row in chosen)
+        return processes.count > 1 and not whole and count_blocks(self.found.location) >= processes.count
+
+    def shared(self, processes: Processes, jobs: int) -> bool:
+        """Whether the processes share the rows of this one of so many jobs."""
+        how = self.settings.shard
+        few = jobs < processes.count or self.found.location.nbytes > SHARED_BYTES
+        return self.shareable(processes) and (how == "rows" or (how == "auto" and few))
 
 
-def _stored(store: ResultStore, repository: Repository, settings: Settings) -> HeadRecord | None:
-    return store.find(
+def _known(
+    entries: list[ModelEntry], store: ResultStore, settings: Settings, cache: RowCache | None, force: bool
+) -> list[Outcome | _Job]:
+    """What is to be done about each entry, or what came of it already."""
+    known: list[Outcome | _Job] = []
+    for entry in entries:
+        try:
+            known.append(_job(entry, store, settings, cache, force))
+        except LlmsuperError as error:
+            known.append(Outcome(entry, error=error))
+    return known
+
+
+def _job(
+    entry: ModelEntry, store: ResultStore, settings: Settings, cache: RowCache | None, force: bool
+) -> Outcome | _Job:
+    repository = open_entry(entry, cache, settings.file, allow_pr=settings.allow_pr)
+    found = store.find(
         repo=repository.entry.repo,
         commit=repository.commit,
         row_rule=settings.row_rule,
@@ -172,28 +161,105 @@ def _stored(store: ResultStore, repository: Repository, settings: Settings) -> H
         tensor=settings.lm_head,
         file=settings.file,
     )
+    held = set(found.statistics[found.row_class]) if found is not None else set()
+    said = found is not None and set(repository.notes) <= set(found.notes)
+    if found is not None and said and held >= set(settings.statistics) and not force:
+        # two revisions may be one commit, which has one record: this is what it says of the revision asked for
+        return Outcome(entry, replace(found, revision=entry.revision), stored=True)
+    wanted = tuple(name for name in STATISTICS if name in held or name in settings.statistics)
+    return _Job(entry, _find(repository, cache, settings), replace(settings, statistics=wanted))
 
 
-def _measure(repository: Repository, settings: Settings, cache: RowCache | None, watch: Watch | None) -> HeadRecord:
+def _measured(
+    known: list[Outcome | _Job],
+    store: ResultStore,
+    cache: RowCache | None,
+    watch: Watch | None,
+    processes: Processes,
+) -> Iterator[Outcome]:
+    """The outcomes of some entries, no more than there are processes: first what each process does, then what all do."""
+    jobs = [job for job in known if isinstance(job, _Job)]
+    yield from (outcome for outcome in known if isinstance(outcome, Outcome))
+    alone = [job for job in jobs if not job.shared(processes, len(jobs))]
+    mine = alone[processes.rank :: processes.count]
+    own = [_outcome(job, cache, watch if processes.first else None, ALONE) for job in mine]
+    for job in alone:
+        job.found.close()
+    done = chain.from_iterable(processes.gathered(own))
+    yield from processes.from_first(lambda: [_stored_now(outcome, store) for outcome in done])
+    for job in jobs:
+        if job not in alone:
+            outcome = _outcome(job, cache, watch, processes)
+            yield processes.from_first(partial(_stored_now, outcome, store))
+
+
+def _outcome(job: _Job, cache: RowCache | None, watch: Watch | None, processes: Processes) -> Outcome:
+    try:
+        return Outcome(job.entry, _measure(job, cache, watch, processes))
+    except LostProcessError:
+        raise
+    except LlmsuperError as error:
+        return Outcome(job.entry, error=error)
+
+
+def _stored_now(outcome: Outcome, store: ResultStore) -> Outcome:
+    try:
+        if outcome.record is not None:
+            store.put(outcome.record)
+    except LlmsuperError as error:
+        return replace(outcome, error=error)  # measured, though not kept: the caller can still print it
+    return outcome
+
+
+def _find(repository: Repository, cache: RowCache | None, settings: Settings) -> FoundHead:
+    return find_head(
+        repository,
+        cache,
+        tensor=settings.lm_head,
+        file=settings.file,
+        row_rule=settings.row_rule,
+        max_bytes=settings.max_bytes,
+    )
+
+
+def _measure(job: _Job, cache: RowCache | None, watch: Watch | None, processes: Processes) -> HeadRecord:
+    """The record of one head, each of the processes having read its share of the rows."""
     began = time.monotonic()
-    head = open_head(repository, cache, tensor=settings.lm_head, file=settings.file)
-    location = head.location
-    tensor, entry = location.tensor, location.entry
-    mask, row_source, row_notes = _token_rows(repository, location, settings)
-    precision = choose_precision(location.rows, location.columns, tensor.dtype)
-    backend = choose_backend(settings.backend, settings.device, precision)
-    with closing(head):
-        if settings.max_bytes is not None and head.bytes_to_move > settings.max_bytes:
-            raise HubError(
-                f"{entry.name}: {tensor.name!r} has {head.bytes_to_move:,} bytes to move, --max-bytes allows "
-                f"{settings.max_bytes:,}. Raise it, or leave the model out with --exclude."
-            )
-        stream = head.rows(on_bytes=watch(location) if watch else None)
+    found, settings, location = job.found, job.settings, job.found.location
+    tensor, entry, mask = location.tensor, location.entry, found.mask
+    with ExitStack() as opened:
+        with processes.together():
+            precision = choose_precision(location.rows, location.columns, tensor.dtype, settings.precision)
+            backend = choose_backend(settings.backend, settings.device, precision)
+            head = opened.enter_context(closing(found.opened(cache)))
+        advance = watch(location) if watch and processes.first else None
+        on_bytes = None if advance is None else lambda n: advance(n * processes.count)  # the others are as far, about
+        stream = head.rows(on_bytes, (processes.rank, processes.count))
+
+        def reduce(accumulators: Sequence[Accumulator]) -> None:
+            processes.merge(accumulators)
+            stream.settle(processes.gathered(stream.checksum))
+
         try:
-            statistics = measure_rows(stream, settings.statistics, backend, mask=mask, row_rule=settings.row_rule)
+            with processes.together():
+                statistics = measure_rows(
+                    stream,
+                    settings.statistics,
+                    backend,
+                    mask=mask,
+                    row_rule=settings.row_rule,
+                    reduce=reduce,
+                    every_block=head.rows(on_bytes),
+                    share=processes,
+                    progress=advance.step if isinstance(advance, Progress) else None,
+                )
+                name_pairs(statistics, found.repository, location, strings=mask is not None)
         except CheckpointError as error:
             raise CheckpointError(f"{entry.name}, {location.file}, {tensor.name!r}: {error}") from error
-        moved, requests = head.source.moved, head.source.requests
+        by_process = processes.gathered((head.source.moved, head.source.requests))
+        if found.head is None and processes.first:  # another process has found it
+            by_process[0] = (by_process[0][0] + found.moved, by_process[0][1] + found.requests)
+        moved, requests = (sum(numbers) for numbers in zip(*by_process, strict=True))
     return HeadRecord(
         repo=entry.repo,
         revision=entry.revision,
@@ -208,10 +274,10 @@ def _measure(repository: Repository, settings: Settings, cache: RowCache | None,
         columns=location.columns,
         row_rule=settings.row_rule,
         row_class="all" if mask is None else settings.row_rule,
-        row_source=row_source,
+        row_source=found.row_source,
         padding_rows=0 if mask is None else int((~mask).sum()),
         statistics=statistics,
-        notes=location.notes + row_notes,
+        notes=location.notes + found.row_notes,
         made_by={
             "tool": "llmsuper",
             "version": __version__,
@@ -221,75 +287,9 @@ def _measure(repository: Repository, settings: Settings, cache: RowCache | None,
             "tensor_by_name": settings.lm_head is not None,
             "file_by_name": settings.file is not None,
             "bytes_moved": moved,
+            "bytes_moved_by_process": [moved for moved, _ in by_process],
             "requests": requests,
-            "seconds": round(time.monotonic() - began, 3),
+            "seconds": round(found.seconds + time.monotonic() - began, 3),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),
         },
     )
-
-
-def _token_rows(
-    repository: Repository, location: HeadLocation, settings: Settings
-) -> tuple[NDArray[np.bool_] | None, str, tuple[str, ...]]:
-    """(n,) True for rows that a token has, or None where no tokenizer says so; where that is known from; what to note."""
-    if settings.lm_head:
-        return None, "every row: the tensor was asked for by name", ()
-    try:
-        vocabulary = read_vocabulary(repository, location)
-    except CheckpointError as error:
-        if settings.row_rule == "tokens":
-            raise
-        return None, f"every stored row: {error}", ()
-    if vocabulary is None:
-        return None, "every stored row: the checkpoint comes without tokenizer files", ()
-    mask = vocabulary.mask(location.rows, location.row_ids)
-    if not mask.any():
-        raise CheckpointError(
-            f"{location.entry.name}: no row of {location.tensor.name!r} is a token of {', '.join(vocabulary.files)}. "
-            "Take every stored row with --rows all, or name the right tensor with --lm-head."
-        )
-    beyond = vocabulary.beyond(location.rows, location.row_ids)
-    notes = (f"the tokenizer has {beyond} ids beyond the head's {location.rows} rows.",) if beyond else ()
-    return mask, ", ".join(vocabulary.files), notes
-
-
-def measure_rows(
-    blocks: Iterable[RowBlock],
-    statistics: Sequence[str],
-    backend: Backend,
-    *,
-    mask: NDArray[np.bool_] | None = None,
-    row_rule: RowRule = "all",
-) -> dict[str, dict[str, dict[str, Any]]]:
-    """Statistics by row class (`tokens`, `all`), then by name. `blocks` is iterated once, or twice for a centred statistic.
-
-    mask: (n,) True for the rows that are tokens; None when that is not known, and then there is the class `all` alone.
-    Both classes come from one pass. A centred statistic needs the mean row of its own class first, so it is measured for
-    the class asked for by `row_rule` alone, unless no row is padding and the classes are the same.
-    """
-    plain = [name for name in statistics if not ACCUMULATORS[name].centred]
-    centred = [name for name in statistics if ACCUMULATORS[name].centred]
-    kinds = [ACCUMULATORS[name] for name in plain] + ([MeanRowAccumulator] if centred else [])
-    chosen, padding = [kind() for kind in kinds], [kind() for kind in kinds]
-    over_tokens = one_pass(blocks, chosen, backend=backend, mask=mask, others=padding if mask is not None else ())
-    for accumulator, other in zip(chosen, padding, strict=True):
-        accumulator.merge(other)
-    over_all = [accumulator.compute() for accumulator in chosen]
-    no_padding = mask is None or bool(mask.all())
-    of_tokens = row_rule == "tokens" or no_padding
-
-    found = {"all": _named(plain, over_all)}
-    if mask is not None:
-        found["tokens"] = _named(plain, over_tokens)
-    if centred:
-        again = [ACCUMULATORS[name]() for name in centred]
-        mean_row = (over_tokens if of_tokens else over_all)[-1]
-        computed = one_pass(blocks, again, backend=backend, centre=mean_row, mask=mask if of_tokens else None)
-        for row_class in found:
-            if no_padding or row_class == row_rule:
-                found[row_class] |= _named(centred, computed)
-    return found
-
-
-def _named(names: Sequence[str], computed: Sequence[Any]) -> dict[str, dict[str, Any]]:
-    return {name: asdict(statistic) for name, statistic in zip(names, computed, strict=False)}

@@ -7,9 +7,10 @@ import json
 import os
 import re
 import tempfile
+from abc import ABC, abstractmethod
 from dataclasses import asdict, fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NoReturn
+from typing import TYPE_CHECKING, Any, Generic, NoReturn, TypeVar
 
 from llmsuper.errors import LlmsuperError
 from llmsuper.types import HeadRecord
@@ -19,13 +20,27 @@ if TYPE_CHECKING:
 
     import pandas as pd
 
+R = TypeVar("R")
 
-class ResultStore:
-    """A folder of head records, one file per (repo, commit, tensor, rows rule, version of llmsuper).
+
+class RecordStore(ABC, Generic[R]):
+    """A folder of records of one kind, one file each; a kind says what its files are called and how they are read.
 
     A record is written to a temporary file, flushed to disk and renamed: if it exists, it is complete. That is the whole
     resume protocol; two processes may share a folder.
     """
+
+    @abstractmethod
+    def file_name(self, record: R) -> str:
+        """The record's key as a file name: records with one key replace each other."""
+
+    @abstractmethod
+    def flat(self, record: R) -> dict[str, Any]:
+        """The record as a row of a frame."""
+
+    @abstractmethod
+    def load(self, loaded: dict[str, Any]) -> R:
+        """The record that was kept as this JSON object; any of `_read`'s errors where it is none."""
 
     def __init__(self, folder: Path | str) -> None:
         self.folder = Path(folder)
@@ -37,9 +52,9 @@ class ResultStore:
             with tempfile.TemporaryFile(dir=self.folder):
                 pass
 
-    def put(self, record: HeadRecord) -> Path:
+    def put(self, record: R) -> Path:
         """Write one record, replacing the one with the same key. Raises `LlmsuperError` if the folder cannot be written."""
-        path = self.folder / file_name(record)
+        path = self.folder / self.file_name(record)
         with self._writing():
             self.folder.mkdir(parents=True, exist_ok=True)
             descriptor, temporary = tempfile.mkstemp(prefix=".", suffix=".part", dir=self.folder)
@@ -55,30 +70,54 @@ class ResultStore:
                 raise
         return path
 
-    def records(self) -> Iterator[HeadRecord]:
+    def records(self) -> Iterator[R]:
         """Every record, in the order of file names. Raises `LlmsuperError` for a file that is not a record."""
         for path in sorted(self.folder.glob("*.json")):
-            yield _read(path)
+            yield self._read(path)
+
+    def frame(self) -> pd.DataFrame:
+        """One row per record; what is nested becomes columns such as `overlap.mean_squared_overlap`."""
+        import pandas as pd
+
+        return pd.DataFrame([self.flat(record) for record in self.records()])
+
+    def _writing(self) -> _Writing:
+        return _Writing(self.folder)
+
+    def _read(self, path: Path) -> R:
+        try:
+            record = self.load(json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant))
+            self.flat(record)  # these two read what every user of a record counts on
+            self.file_name(record)
+            return record
+        except (LlmsuperError, OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
+            raise LlmsuperError(
+                f"{path}: is not a record of llmsuper ({type(error).__name__}: {error}). Move it out of the results folder."
+            ) from error
+
+
+class ResultStore(RecordStore[HeadRecord]):
+    """A folder of head records, one file per (repo, commit, tensor, rows rule, version of llmsuper)."""
+
+    def file_name(self, record: HeadRecord) -> str:
+        return file_name(record)
+
+    def flat(self, record: HeadRecord) -> dict[str, Any]:
+        return flat(record)
+
+    def load(self, loaded: dict[str, Any]) -> HeadRecord:
+        return HeadRecord(**{**loaded, "notes": tuple(loaded["notes"])})
 
     def find(
         self, *, repo: str, commit: str, row_rule: str, version: str, tensor: str | None = None, file: str | None = None
     ) -> HeadRecord | None:
         """The record made by that version: of what was found to be the head, or of `tensor` or `file`, asked for by name."""
         for path in sorted(self.folder.glob(f"{_slug(repo, commit)}.*.{row_rule}.json")):
-            record = _read(path)
+            record = self._read(path)
             same = (record.repo, record.commit, record.row_rule, record.made_by.get("version"))
             if same == (repo, commit, row_rule, version) and _asked(record) == (tensor, file):
                 return record
         return None
-
-    def frame(self) -> pd.DataFrame:
-        """One row per record; statistics become columns such as `overlap.mean_squared_overlap`."""
-        import pandas as pd
-
-        return pd.DataFrame([flat(record) for record in self.records()])
-
-    def _writing(self) -> _Writing:
-        return _Writing(self.folder)
 
 
 class _Writing:
@@ -108,8 +147,8 @@ def file_name(record: HeadRecord) -> str:
     return f"{_slug(record.repo, record.commit)}.{version}.{_safe(record.tensor)}{asked}.{record.row_rule}.json"
 
 
-def to_json(record: HeadRecord, indent: int | None = None) -> str:
-    """The record as JSON; floats to the last digit, and never NaN."""
+def to_json(record: Any, indent: int | None = None) -> str:
+    """The record, a dataclass, as JSON; floats to the last digit, and never NaN."""
     return json.dumps(asdict(record), indent=indent, allow_nan=False)
 
 
@@ -143,19 +182,6 @@ def _asked(record: HeadRecord) -> tuple[str | None, str | None]:
         record.tensor if made.get("tensor_by_name", False) else None,
         record.file if made.get("file_by_name", False) else None,
     )
-
-
-def _read(path: Path) -> HeadRecord:
-    try:
-        loaded = json.loads(path.read_text(encoding="utf-8"), parse_constant=_no_constant)
-        record = HeadRecord(**{**loaded, "notes": tuple(loaded["notes"])})
-        flat(record)  # these two read what every user of a record counts on
-        file_name(record)
-        return record
-    except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-        raise LlmsuperError(
-            f"{path}: is not a record of llmsuper ({type(error).__name__}: {error}). Move it out of the results folder."
-        ) from error
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -13,6 +13,7 @@ import torch
 
 from llmsuper.demo import DEMO_HEAD, SEED, draw_demo, run_demo
 from llmsuper.report.figures import DATES, FIGURES
+from llmsuper.store import ResultStore
 from tests.command import json_lines, llmsuper, shell, succeed, the_error
 from tests.conftest import HOME
 
@@ -39,18 +40,27 @@ def test_the_demo_needs_no_network(tmp_path: Path) -> None:
     """In a process of its own: no Hub at the endpoint, no cache, no configuration folder."""
     nowhere = {"HF_ENDPOINT": "http://127.0.0.1:9", "HF_HOME": str(tmp_path / "none")}
     done = shell("llmsuper demo", **nowhere)
+    report = tmp_path / "llmsuper-demo"
     assert done.returncode == 0, done.stderr
     title, real, random, *_ = done.stdout.splitlines()
     assert title.split()[:4] == ["matrix", "rows", "m", "norm"]
     assert real.split()[:3] == ["stories260K", "512", "64"]
     assert random.split()[:3] == ["random", "512", "64"]
-    assert done.stderr == "figure: llmsuper-demo.png\n"
-    assert (tmp_path / "llmsuper-demo.png").read_bytes().startswith(MAGIC[".png"])
+    assert done.stderr == "report: llmsuper-demo/demo.md\nreport: llmsuper-demo/gpt2.md\n"
     assert not (tmp_path / "none").exists()
+    for page in ("demo.md", "gpt2.md"):
+        text = (report / page).read_text(encoding="utf-8")
+        links = re.findall(r"\]\(([^)#]+)\)", text)
+        assert any(link.startswith("figures/") for link in links)
+        assert all((report / link).is_file() for link in links if not link.startswith("https://"))
+    assert (
+        "| stories260K | 64 | 0.0156 | 0.0137 | **0.316** | 20.2 | 0.468 | 30.0 |" in (report / "demo.md").read_text()
+    )
+    assert [record.repo for record in ResultStore(report / "data" / "heads").records()] == ["random", "stories260K"]
 
 
 def test_the_demo_asks_nothing_of_a_hub_that_is_there(hub: FakeHub, lines: list[Measured]) -> None:
-    found = json_lines("demo")
+    found = json_lines("demo", "--figure", "demo.svg")
     assert [set(line) for line in found] == [{"matrix", "rows", "columns", "statistics"}] * 2
     assert [line["statistics"] for line in found] == [line.statistics for line in lines]
     assert hub.take_log() == []
@@ -106,6 +116,14 @@ def test_a_figure_that_cannot_be_written_is_one_error_below_the_table(figure: st
     assert found in error
     assert error.endswith("Name another file with --figure.")
     assert [path.name for path in tmp_path.iterdir()] == []
+
+
+def test_a_report_that_cannot_be_written_is_one_error_below_the_table(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    done = llmsuper("demo", "--report", "file/below")
+    assert done.exit_code == 1
+    assert done.stdout.startswith("matrix")
+    assert "cannot be written" in the_error(done)
 
 
 # ---- the figure

@@ -16,7 +16,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from llmsuper.errors import CheckpointError
-from llmsuper.geometry import ACCUMULATORS
+from llmsuper.geometry.overlap import GramAccumulator
 from llmsuper.geometry.passes import one_pass
 from llmsuper.hub.formats import rows
 from llmsuper.hub.formats.gguf import FIRST_READ, MAX_HEADER, Header, index, read_header, token_ids
@@ -203,7 +203,7 @@ def test_a_scale_that_is_not_finite_is_named_by_its_row() -> None:
     stored[7, 34:36] = torch.tensor([0x00, 0x7C])  # the half infinity as the scale of row 7's second block
     block = RowBlock(100, decode_rows("Q8_0", stored.reshape(-1), N, M))
     with pytest.raises(CheckpointError, match="row 107 holds a NaN or an infinity"):
-        one_pass([block], [ACCUMULATORS["overlap"]()])
+        one_pass([block], [GramAccumulator()])
 
 
 @pytest.mark.parametrize("dtype", ["F8_E4M3", "I32", "Q8_1", "Q8_K", "ggml type 31", "F4"])
@@ -614,7 +614,7 @@ def test_a_real_quantised_head(smollm2: Path) -> None:
         for start in range(0, head.shape[0], 4_096):
             yield RowBlock(start, read_rows(source, head, start, min(4_096, head.shape[0] - start)))
 
-    (found,) = one_pass(blocks(), [ACCUMULATORS["overlap"]()])
+    (found,) = one_pass(blocks(), [GramAccumulator()])
     source.close()
     assert found.rows == 49_152
     assert found.mean_squared_overlap == pytest.approx(0.216143, rel=1e-4)

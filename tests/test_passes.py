@@ -11,7 +11,7 @@ import torch
 
 import llmsuper.kernels
 from llmsuper.errors import CheckpointError
-from llmsuper.geometry import ACCUMULATORS
+from llmsuper.geometry import DEFAULT_STATISTICS, STATISTICS
 from llmsuper.geometry.controls import MatrixBlocks, random_head
 from llmsuper.geometry.norms import NormAccumulator
 from llmsuper.geometry.overlap import GramAccumulator, MeanRowAccumulator
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     from llmsuper.geometry.blocks import UnitBlock
 
 EXACT = choose_backend(precision="float64")
-STATISTICS = list(ACCUMULATORS)
+NAMES = list(DEFAULT_STATISTICS)
 
 
 def head(rows: int = 60, columns: int = 5) -> torch.Tensor:
@@ -48,16 +48,16 @@ MASKS = {
 def test_rows_of_the_mask_and_the_others(mask: Any, row_rule: Any) -> None:
     """Masked statistics are those of the masked rows; both classes together are those of all rows."""
     W = head()
-    found = measure_rows(MatrixBlocks(W, 7), STATISTICS, EXACT, mask=mask, row_rule=row_rule)
+    found = measure_rows(MatrixBlocks(W, 7), NAMES, EXACT, mask=mask, row_rule=row_rule)
     apart = {
-        "tokens": measure_rows(MatrixBlocks(W[torch.from_numpy(mask)], 7), STATISTICS, EXACT)["all"],
-        "all": measure_rows(MatrixBlocks(W, 7), STATISTICS, EXACT)["all"],
+        "tokens": measure_rows(MatrixBlocks(W[torch.from_numpy(mask)], 7), NAMES, EXACT)["all"],
+        "all": measure_rows(MatrixBlocks(W, 7), NAMES, EXACT)["all"],
     }
     both = {"tokens", "all"}
     assert set(found) == both
     for row_class in both:
         with_centred = row_class == row_rule or mask.all()
-        wanted = {k: v for k, v in apart[row_class].items() if with_centred or not ACCUMULATORS[k].centred}
+        wanted = {k: v for k, v in apart[row_class].items() if with_centred or STATISTICS[k].of_both}
         assert_same({k: found[row_class][k] for k in wanted}, wanted, 1e-12)
         assert set(found[row_class]) == set(wanted)
 
@@ -79,7 +79,7 @@ def test_a_non_finite_row_is_named(bad: float, row: int, mask: Any) -> None:
     W[row, 4] = bad
     for backend in (EXACT, choose_backend()):
         with pytest.raises(CheckpointError, match=rf"row {row} holds a NaN or an infinity"):
-            measure_rows(MatrixBlocks(W, 7), STATISTICS, backend, mask=mask)
+            measure_rows(MatrixBlocks(W, 7), NAMES, backend, mask=mask)
 
 
 def test_the_first_of_several_non_finite_rows_is_named() -> None:
@@ -103,7 +103,7 @@ def test_threads_are_restored_when_a_pass_fails() -> None:
     W[40] = torch.nan
     before = threading.active_count()
     with pytest.raises(CheckpointError):
-        measure_rows(MatrixBlocks(W, 3), STATISTICS, EXACT)
+        measure_rows(MatrixBlocks(W, 3), NAMES, EXACT)
     assert torch.get_num_threads() == 2
     assert threading.active_count() == before
 
@@ -138,9 +138,9 @@ def test_buffers_are_handed_back_and_not_read_afterwards(
 ) -> None:
     monkeypatch.setattr(llmsuper.kernels, "usable_cores", lambda: cores)
     W, mask = head(), MASKS["padding inside"] if masked else None
-    wanted = measure_rows(MatrixBlocks(W, 7), STATISTICS, EXACT, mask=mask)
+    wanted = measure_rows(MatrixBlocks(W, 7), NAMES, EXACT, mask=mask)
     stream = Stream(W, 7, buffers=cores + 2)
-    assert measure_rows(stream, STATISTICS, EXACT, mask=mask) == wanted
+    assert measure_rows(stream, NAMES, EXACT, mask=mask) == wanted
     assert stream.released == 2 * -(-60 // 7), "two passes, each block once"
     assert stream.most <= cores + 2
 

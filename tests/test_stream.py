@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gc
 import os
+import random
 import re
 import subprocess
 import sys
 import threading
 import time
-from concurrent.futures import CancelledError
+import zlib
+from concurrent.futures import CancelledError, ThreadPoolExecutor
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
@@ -18,11 +20,12 @@ import torch
 
 from llmsuper.errors import CheckpointError, HubError, LlmsuperError
 from llmsuper.hub.client import Patience
+from llmsuper.hub.crc import moved_along
 from llmsuper.hub.locate import locate_head
 from llmsuper.hub.repository import open_repository
 from llmsuper.hub.rowcache import RowCache
 from llmsuper.hub.source import LocalFile
-from llmsuper.hub.stream import HeadStream, default_block_rows, stream_rows
+from llmsuper.hub.stream import LOCAL_READERS, READERS, HeadStream, default_block_rows, stream_rows
 from llmsuper.types import HeadLocation, ModelEntry, TensorInfo
 from tests.checkpoints import ARCHITECTURES, Checkpoint, build, safetensors_bytes
 
@@ -69,7 +72,7 @@ def gathered(stream: HeadStream, *, release: bool = True) -> torch.Tensor:
 class Memory:
     """A source of so many rows whose bytes are made up, which counts the reads that have begun."""
 
-    name, size, moved, requests = "memory", 1 << 40, 0, 0
+    name, etag, size, moved, requests = "memory", "0", 1 << 40, 0, 0
 
     def __init__(self, rows: int, columns: int, wait: threading.Event | None = None) -> None:
         self.location = HeadLocation(
@@ -167,6 +170,90 @@ def test_senseless_options(options: dict[str, int]) -> None:
     source = Memory(10, 2)
     with pytest.raises(ValueError, match="at least 1"):
         stream_rows(source.location, source, **options)
+
+
+# ---- shared
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 5, 13])
+def test_shares_are_every_block_once_and_no_other_bytes(hub: FakeHub, count: int) -> None:
+    checkpoint = build("pythia", rows=1000, columns=24, tokens=990)
+    whole = opened(hub, checkpoint, block_rows=100)
+    starts: list[int] = []
+    for rank in range(count):
+        stream = stream_rows(whole.location, whole.source, block_rows=100, share=(rank, count))
+        before, mine = hub.bytes_sent("cdn"), 0
+        for block in stream:
+            assert torch.equal(block.rows, checkpoint.head[block.start : block.start + 100])
+            starts.append(block.start)
+            mine += block.rows.nbytes
+        assert hub.bytes_sent("cdn") - before == mine
+        assert stream.blocks == -(-(10 - rank) // count)
+    assert sorted(starts) == list(range(0, 1000, 100))
+
+
+@pytest.mark.parametrize("options", [{"share": (2, 2)}, {"share": (-1, 2)}, {"share": (0, 0)}])
+def test_a_share_of_nothing(options: dict[str, tuple[int, int]]) -> None:
+    source = Memory(10, 2)
+    with pytest.raises(ValueError, match="share"):
+        stream_rows(source.location, source, **options)
+
+
+def test_shares_that_are_kept_side_by_side_become_one_whole(hub: FakeHub) -> None:
+    checkpoint = build("pythia", rows=1000, columns=24, tokens=990)
+    first = opened(hub, checkpoint, block_rows=100, share=(0, 2), keep=True)
+    copy = first.copy
+    assert copy is not None
+    second = stream_rows(first.location, first.source, block_rows=100, share=(1, 2), copy=copy)
+    with ThreadPoolExecutor(1) as other:
+        for block in first:  # as two processes do it: neither waits for the other
+            block.release()
+            other.submit(lambda: [block.release() for block in second]).result()
+    assert not copy.complete
+    assert copy.kept_bytes == checkpoint.head.nbytes
+    for stream in (first, second):
+        stream.settle([first.checksum, second.checksum])
+    assert copy.complete
+    moved = hub.bytes_sent()
+    assert torch.equal(gathered(stream_rows(first.location, first.source, copy=copy)), checkpoint.head)
+    assert hub.bytes_sent() == moved == checkpoint.head.nbytes
+
+
+@pytest.mark.parametrize("count", [1, 3])
+def test_the_checksum_of_a_torch_record_is_that_of_all_shares(hub: FakeHub, count: int) -> None:
+    checkpoint = build("pythia", rows=1000, columns=24, tokens=990, format="torch")
+    whole = opened(hub, checkpoint, keep=True)
+    assert whole.location.tensor.crc32 is not None
+    shares = [
+        stream_rows(whole.location, whole.source, block_rows=77, share=(rank, count), copy=whole.copy)
+        for rank in range(count)
+    ]
+
+    def read() -> None:
+        for share in shares:
+            for block in share:
+                block.release()
+        for share in shares:
+            share.settle([share.checksum for share in shares])
+
+    read()
+    assert whole.copy is not None
+    assert whole.copy.complete
+    whole.copy.discard()
+    hub.fault("flip", origin="cdn", after=2, arg=500)
+    with pytest.raises(CheckpointError, match=r"have CRC-32 \w{8}, the file says \w{8}\. Something on the way"):
+        read()
+    assert whole.copy.kept_bytes == 0
+
+
+@pytest.mark.parametrize("parts", [[0], [1], [5, 0, 7], [1000, 1, 30_000, 12], [65_537] * 9])
+def test_a_checksum_from_those_of_parts(parts: list[int]) -> None:
+    data = random.Random(0).randbytes(sum(parts))
+    total, at = 0, 0
+    for length in parts:
+        total ^= moved_along(zlib.crc32(data[at : at + length]), len(data) - at - length)
+        at += length
+    assert total == zlib.crc32(data)
 
 
 # ---- economical
@@ -297,6 +384,13 @@ def test_reading_ahead_is_bounded_by_the_workers(workers: int) -> None:
         block.release()
         assert source.begun <= taken + workers
     blocks.close()  # type: ignore[attr-defined]
+
+
+def test_what_is_on_this_machine_takes_fewer_readers(hub: FakeHub) -> None:
+    stream = opened(hub, build("pythia", rows=1000, columns=24, tokens=990), block_rows=10, keep=True)
+    assert stream.workers == READERS
+    gathered(stream)
+    assert stream.workers == LOCAL_READERS < READERS  # the second pass reads the copy
 
 
 @pytest.mark.parametrize("rows", [1_000, 100_000])

@@ -6,14 +6,20 @@ from typing import Any
 
 import click
 
+from llmsuper.cli.backends import backends
 from llmsuper.cli.cache import cache
+from llmsuper.cli.check import check
 from llmsuper.cli.demo import demo
 from llmsuper.cli.fit import fit
 from llmsuper.cli.models import models
 from llmsuper.cli.overlap import overlap
 from llmsuper.cli.plan import plan
 from llmsuper.cli.predict import predict
+from llmsuper.cli.report import report
+from llmsuper.cli.tokens import tokens
+from llmsuper.cli.toy import toy
 from llmsuper.errors import LlmsuperError
+from llmsuper.processes import only_first_speaks, speaks_of
 from llmsuper.version import __version__
 
 
@@ -22,9 +28,11 @@ class Verbs(click.Group):
 
     def invoke(self, ctx: click.Context) -> Any:
         try:
-            return super().invoke(ctx)
+            with only_first_speaks():
+                return super().invoke(ctx)
         except LlmsuperError as error:
-            click.echo(f"error: {error}", err=True)
+            if speaks_of(error):
+                click.echo(f"error: {error}", err=True)
             ctx.exit(error.exit_code)
 
 
@@ -46,5 +54,5 @@ def main() -> None:
     """
 
 
-for verb in (models, plan, overlap, cache, fit, predict, demo):
+for verb in (models, plan, overlap, cache, backends, fit, predict, report, check, tokens, toy, demo):
     main.add_command(verb)

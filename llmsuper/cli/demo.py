@@ -1,4 +1,4 @@
-"""`llmsuper demo`: the whole pipeline on a head that is in the package."""
+"""`llmsuper demo`: the whole pipeline on a head that is in the package, through to a written report."""
 
 from __future__ import annotations
 
@@ -16,32 +16,44 @@ if TYPE_CHECKING:
 
 @click.command(epilog="Example: llmsuper demo --figure demo.svg")
 @click.option(
+    "--report",
+    type=click.Path(file_okay=False, path_type=Path),
+    default="llmsuper-demo",
+    show_default=True,
+    help="Folder for the report and the records it is made from.",
+)
+@click.option(
     "--figure",
     type=click.Path(dir_okay=False, path_type=Path),
-    default="llmsuper-demo.png",
-    show_default=True,
-    help="Where to draw; the suffix says the format.",
+    help="Only draw both heads into this file, whose suffix says the format, and write no report.",
 )
 @output_options
-def demo(figure: Path, output: str) -> None:
-    """Measure a small real LM head and a random one of the same shape, without a network.
+def demo(report: Path, figure: Path | None, output: str) -> None:
+    """Measure a small real LM head and a random one of the same shape, and write a report, without a network.
 
-    The head is that of stories260K, a model of children's stories with 512 tokens and width 64.
+    The head is that of stories260K, a model of children's stories with 512 tokens and width 64. Beside it the report has the
+    page of gpt2, whose published overlaps and losses come with llmsuper.
     """
-    from llmsuper.demo import draw_demo, run_demo
+    from llmsuper.demo import as_lines, demo_records, draw_demo, write_demo
 
-    lines = run_demo()
+    records = demo_records()
+    lines = as_lines(records)
     table: Table[Measured] = Table(output, _columns(), lambda line: _as_json(line), _as_value)
     for line in lines:
         table.row(line)
-    draw_demo(lines, figure)
+    if figure is not None:
+        draw_demo(lines, figure)
     head, control = (line.statistics["overlap"] for line in lines)
     table.note(
         f"\nRandom directions overlap by 1/m = {head['isotropic']:.4e}. The rows of this head overlap "
         f"{head['ratio_to_isotropic']:.1f} times as much, the random ones {control['ratio_to_isotropic']:.2f} times; "
         f"nothing can go below the Welch floor, {head['welch_floor']:.4e}."
     )
-    click.echo(f"figure: {figure}", err=True)
+    if figure is not None:
+        click.echo(f"figure: {figure}", err=True)
+        return
+    for path in write_demo(records, report):
+        click.echo(f"report: {path}", err=True)
 
 
 def _number(line: Measured, statistic: str, field: str, form: str) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
@@ -12,8 +12,6 @@ from llmsuper.cli.options import RESULTS, Failures, head_options, output_options
 from llmsuper.cli.table import Column, Table, count, size
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     from llmsuper.measure import Outcome
     from llmsuper.types import HeadLocation, HeadRecord, RowRule
 
@@ -28,7 +26,13 @@ if TYPE_CHECKING:
     "--stat",
     "statistics",
     metavar="NAMES",
-    help="Comma-separated statistics. Default: all there are (norms,overlap,centred_overlap).",
+    help="Comma-separated statistics: norms, overlap, centred_overlap (the default, all three), spectrum, groups, anisotropy, "
+    "controls, pairs; or all. `pairs` looks at n²/2 pairs, which takes minutes on a CPU; the others take seconds.",
+)
+@click.option(
+    "--compat",
+    type=click.Choice(["liu2025"]),
+    help="The numbers as the authors of arXiv:2505.10465 compute them too, beside ours. All pairs: minutes on a CPU.",
 )
 @click.option(
     "--rows",
@@ -51,6 +55,19 @@ if TYPE_CHECKING:
 @click.option("--cache/--no-cache", "keep_heads", default=True, help="Keep fetched heads on this machine; see `cache`.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
 @click.option("--backend", default="auto", show_default=True, help="auto, torch or reference.")
+@click.option(
+    "--precision",
+    default="auto",
+    show_default=True,
+    help="exact (float64), float32, or fast (float16 products); auto: float32, exact where that is needed.",
+)
+@click.option(
+    "--shard",
+    type=click.Choice(["auto", "rows", "models"]),
+    default="auto",
+    show_default=True,
+    help="What several processes (torchrun, accelerate launch) share: the rows of each head, or the models.",
+)
 @output_options
 @click.option("-v", "--verbose", is_flag=True, help="Say on stderr what each head cost: bytes, requests, seconds.")
 def overlap(
@@ -61,6 +78,7 @@ def overlap(
     file: str | None,
     allow_pr: bool,
     statistics: str | None,
+    compat: str | None,
     row_rule: RowRule,
     results: Path,
     force: bool,
@@ -69,20 +87,25 @@ def overlap(
     keep_heads: bool,
     device: str,
     backend: str,
+    precision: str,
+    shard: Literal["auto", "rows", "models"],
     output: str,
     verbose: bool,
 ) -> None:
     """Measure row norms and overlaps of LM heads, store one record each, and print one line each.
 
     Only the bytes of the head are read. "overlap" is the mean squared overlap of the normalised rows, "x m" is how many
-    times 1/m that is, "floor" how many times the Welch floor, "centred" the same after the mean row is taken away.
+    times 1/m that is, "floor" how many times the Welch floor, "centred" the same after the mean row is taken away. What
+    --stat asks for besides stands below the head's line.
     """
+    from llmsuper.cli.blocks import block
     from llmsuper.measure import Settings, measure_heads
+    from llmsuper.processes import join_processes
     from llmsuper.store import ResultStore, to_json
 
-    chosen = {"statistics": tuple(s.strip() for s in statistics.split(","))} if statistics else {}
+    chosen = _statistics(statistics, compat)
     settings = Settings(
-        **chosen,
+        chosen,
         row_rule=row_rule,
         lm_head=lm_head,
         file=file,
@@ -91,21 +114,42 @@ def overlap(
         max_bytes=max_bytes,
         keep_heads=keep_heads,
         allow_pr=allow_pr,
+        precision=precision,
+        shard=shard,
     )
-    selection = select(patterns, exclude, lists)
+    processes = join_processes()
+    selection = processes.from_first(lambda: select(patterns, exclude, lists))
     store = ResultStore(results)
     failures = Failures(len(selection.entries), fail_fast)
     width = max(5, *(len(entry.name) for entry in selection.entries))
     table = Table(output, _columns(width), lambda r: json.loads(to_json(r)), _as_value)
     bars = _Bars()
-    for outcome in measure_heads(selection.entries, store, settings, force=force, watch=bars.watch):
+    for outcome in measure_heads(
+        selection.entries, store, settings, force=force, watch=bars.watch, processes=processes
+    ):
         bars.close()
         if outcome.record is not None:
             table.row(outcome.record)
+            for text in filter(None, (block(outcome.record, name) for name in chosen)):
+                table.note(text)
             _tell(outcome, verbose)
         if outcome.error is not None:
             failures.add(outcome.entry.name, outcome.error)
     failures.close()
+
+
+def _statistics(names: str | None, compat: str | None) -> tuple[str, ...]:
+    """What --stat and --compat ask for, in the order of STATISTICS; `all` is all but what --compat is for."""
+    from llmsuper.geometry import DEFAULT_STATISTICS, STATISTICS
+
+    asked = [name.strip() for name in names.split(",")] if names else list(DEFAULT_STATISTICS)
+    if "all" in asked:
+        asked.remove("all")
+        asked += [name for name, row in STATISTICS.items() if not row.every_row]
+    if compat:
+        asked += ["overlap", compat]  # ours, to stand beside theirs
+    unknown = [name for name in asked if name not in STATISTICS]  # `Settings` says what there is
+    return (*unknown, *(name for name in STATISTICS if name in asked))
 
 
 def _tell(outcome: Outcome, verbose: bool) -> None:
@@ -129,30 +173,51 @@ def _tell(outcome: Outcome, verbose: bool) -> None:
 
 
 class _Bars:
-    """A bar of bytes per model, the Hub client's own, so that its switches work; none where stderr is not a terminal."""
+    """Bars of one model at a time, the Hub client's own, so that its switches work; none where stderr is not a terminal.
+
+    One of bytes for each pass over its rows, and one for what takes n² m operations.
+    """
 
     def __init__(self) -> None:
         self._bar: Any = None
+        self._location: HeadLocation | None = None
+        self._passes = 0
+        self._step = ""
 
-    def watch(self, location: HeadLocation) -> Callable[[int], None]:
+    def watch(self, location: HeadLocation) -> _Bars:
+        self.close()
+        self._location, self._passes = location, 0
+        return self
+
+    def __call__(self, n: int) -> None:
+        """So many more bytes of the rows have been read."""
+        assert self._location is not None
+        if self._bar is None or self._step or self._bar.n >= self._bar.total:
+            self._passes += 1
+            self._open(f"(pass {self._passes})" if self._passes > 1 else "", self._location.nbytes, unit="B")
+        self._bar.update(n)
+
+    def step(self, name: str, done: int, total: int) -> None:
+        """So much of a long computation is done."""
+        if self._step != name:
+            self._open(f"({name})", total, unit="tile")
+            self._step = name
+        self._bar.update(done - self._bar.n)
+
+    def _open(self, what: str, total: int, unit: str) -> None:
         from huggingface_hub.utils import tqdm
 
+        assert self._location is not None
         self.close()
+        name = f"{self._location.entry.name} {what}".rstrip()
         self._bar = tqdm(  # type: ignore[no-untyped-call]
-            desc=location.entry.name, total=location.nbytes, unit="B", unit_scale=True, leave=False, disable=None
+            desc=name, total=total, unit=unit, unit_scale=unit == "B", leave=False, disable=None
         )
-        return self._advance
-
-    def _advance(self, n: int) -> None:
-        if self._bar.n >= self._bar.total:  # the second pass, for centred statistics
-            self._bar.reset()
-            self._bar.set_description(f"{self._bar.desc.split(' (')[0]} (centred)")
-        self._bar.update(n)
 
     def close(self) -> None:
         if self._bar is not None:
             self._bar.close()
-            self._bar = None
+            self._bar, self._step = None, ""
 
 
 def _value(record: HeadRecord, statistic: str, field: str, form: str) -> str:

@@ -8,11 +8,12 @@ from typing import TYPE_CHECKING, ClassVar
 import numpy as np
 
 from llmsuper.errors import CheckpointError
+from llmsuper.geometry.blocks import Request
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from llmsuper.geometry.blocks import UnitBlock
+    from llmsuper.geometry.blocks import Rows, Steps, UnitBlock
 
 QUANTILES = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
 BINS = 64
@@ -50,10 +51,16 @@ class NormStatistics:
 class NormAccumulator:
     """Keeps every norm (8 bytes a row), so that quantiles are exact."""
 
-    centred: ClassVar[bool] = False
+    products: ClassVar[int] = 0
 
     def __init__(self) -> None:
         self._parts: list[NDArray[np.float64]] = []
+
+    @property
+    def norms(self) -> NDArray[np.float64]:
+        """(n,) every norm so far, ascending, zeros left out."""
+        every = np.concatenate(self._parts) if self._parts else np.empty(0)
+        return np.sort(every[every > 0])  # sorted: sums over them do not depend on the order of the rows
 
     def summarize(self, block: UnitBlock) -> NDArray[np.float64]:
         return block.norms
@@ -69,17 +76,14 @@ class NormAccumulator:
 
     def compute(self) -> NormStatistics:
         """Raises `CheckpointError` when no row has a non-zero norm."""
-        every = np.concatenate(self._parts) if self._parts else np.empty(0)
-        norms = np.sort(every[every > 0])  # sorted: the sums below then do not depend on the order of the rows
+        norms, seen = self.norms, sum(len(part) for part in self._parts)
         if norms.size == 0:
-            raise CheckpointError(
-                f"none of {every.size} rows has a non-zero norm. Is this the right tensor? See --lm-head."
-            )
+            raise CheckpointError(f"none of {seen} rows has a non-zero norm. Is this the right tensor? See --lm-head.")
         counts, edges = np.histogram(norms, bins=BINS, range=_histogram_range(norms))
         rms = float(np.sqrt(np.mean(np.square(norms))))
         return NormStatistics(
             rows=int(norms.size),
-            zero_rows=int(every.size - norms.size),
+            zero_rows=int(seen - norms.size),
             mean=float(norms.mean()),
             std=float(norms.std()),
             rms=rms,
@@ -93,6 +97,15 @@ class NormAccumulator:
             share_above_half_rms=float(np.mean(norms > 0.5 * rms)),
             share_above_rms=float(np.mean(norms > rms)),
         )
+
+
+NORMS = Request("norms", NormAccumulator)
+
+
+def norms(_: Rows) -> Steps:
+    """The statistic `norms`: one pass."""
+    (found,) = yield (NORMS,)
+    return found.compute()
 
 
 def _histogram_range(norms: NDArray[np.float64]) -> tuple[float, float]:

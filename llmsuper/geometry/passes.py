@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 from collections import deque
 from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,7 @@ import numpy as np
 
 from llmsuper.errors import CheckpointError
 from llmsuper.geometry.blocks import UnitBlock
-from llmsuper.kernels import NonFiniteRowError, choose_backend, one_thread_per_block
+from llmsuper.kernels import PRODUCT_BYTES, NonFiniteRowError, choose_backend, one_thread_per_block
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -23,6 +24,18 @@ if TYPE_CHECKING:
     from llmsuper.geometry.blocks import Accumulator
     from llmsuper.kernels import Backend
     from llmsuper.types import RowBlock
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """The rows minus `centre`, normalised, and the accumulators that are fed with them."""
+
+    accumulators: Sequence[Accumulator]
+    """Fed with the rows of the mask."""
+    others: Sequence[Accumulator] = ()
+    """Fed with the rest."""
+    centre: NDArray[np.float64] | None = None
+    """(m,)"""
 
 
 def one_pass(
@@ -43,22 +56,38 @@ def one_pass(
     Blocks are normalised and multiplied on several threads; partial results are added in the order of the rows.
     Raises `CheckpointError` for the first row that is NaN or infinite, naming its number.
     """
-    backend = backend or choose_backend()
-    for partials in _summaries(blocks, accumulators, others, backend, centre, mask):
-        for accumulator, partial in partials:
-            accumulator.add(partial)
+    feed(blocks, [View(accumulators, others, centre)], backend or choose_backend(), mask)
     return [accumulator.compute() for accumulator in accumulators]
 
 
+def feed(
+    blocks: Iterable[RowBlock], views: Sequence[View], backend: Backend, mask: NDArray[np.bool_] | None = None
+) -> int:
+    """Feed every row to the accumulators of every view, once, and return the number of columns. See `one_pass`."""
+    seen = 0
+    for columns, partials in _summaries(blocks, views, backend, mask):
+        seen = columns
+        for accumulator, partial in partials:
+            accumulator.add(partial)
+    return seen
+
+
+def threads_for(products: int, columns: int, backend: Backend) -> int:
+    """Blocks to work on at once where each makes that many m × m products: fewer than the backend's where memory says so."""
+    threads = backend.threads(columns)
+    if products > 1:
+        product = backend.workspace(1, 1).element_size() * columns**2
+        threads = min(threads, PRODUCT_BYTES // (products * product))
+    return max(1, threads)
+
+
 def _summaries(
-    blocks: Iterable[RowBlock],
-    accumulators: Sequence[Accumulator],
-    others: Sequence[Accumulator],
-    backend: Backend,
-    centre: NDArray[np.float64] | None,
-    mask: NDArray[np.bool_] | None,
-) -> Iterator[list[tuple[Accumulator, Any]]]:
-    """What the accumulators make of each block, in order; at most one block a thread, and one more, is in flight."""
+    blocks: Iterable[RowBlock], views: Sequence[View], backend: Backend, mask: NDArray[np.bool_] | None
+) -> Iterator[tuple[int, list[tuple[Accumulator, Any]]]]:
+    """The columns, and what the accumulators make of each block, in order.
+
+    At most one block a thread, and one more, is in flight.
+    """
     import torch
 
     own = (
@@ -68,14 +97,15 @@ def _summaries(
     def work(block: RowBlock) -> list[tuple[Accumulator, Any]]:
         chosen = np.ones(len(block.rows), bool) if mask is None else mask[block.start : block.start + len(block.rows)]
         groups = [
-            (targets, np.flatnonzero(wanted))
-            for targets, wanted in ((accumulators, chosen), (others, ~chosen))
+            (targets, view.centre, np.flatnonzero(wanted))
+            for view in views
+            for targets, wanted in ((view.accumulators, chosen), (view.others, ~chosen))
             if targets and wanted.any()
         ]
         if not groups:
             block.release()
         found: list[tuple[Accumulator, Any]] = []
-        for left, (targets, picked) in zip(reversed(range(len(groups))), groups, strict=True):
+        for left, (targets, centre, picked) in zip(reversed(range(len(groups))), groups, strict=True):
             if len(getattr(own, "unit", ())) < len(picked):
                 own.unit = backend.workspace(*block.rows.shape)
             try:
@@ -85,7 +115,7 @@ def _summaries(
                 raise CheckpointError(f"row {row} holds a NaN or an infinity, so no statistic over it exists") from None
             if not left:
                 block.release()
-            unit_block = UnitBlock(unit, norms, backend)
+            unit_block = UnitBlock(unit, norms, backend, block.start + picked)
             found += [(target, target.summarize(unit_block)) for target in targets]
         return found
 
@@ -94,7 +124,9 @@ def _summaries(
     first = next(blocks, None)
     if first is None:
         return
-    threads = backend.threads(first.rows.shape[1])
+    products = sum(accumulator.products for view in views for accumulator in view.accumulators)
+    columns = first.rows.shape[1]
+    threads = threads_for(products, columns, backend)
     with (
         one_thread_per_block(),
         ThreadPoolExecutor(threads, "rows", initializer=torch.set_num_threads, initargs=(1,)) as pool,
@@ -103,9 +135,9 @@ def _summaries(
             for block in chain([first], blocks):
                 waiting.append(pool.submit(work, block))
                 if len(waiting) > threads:
-                    yield waiting.popleft().result()
+                    yield columns, waiting.popleft().result()
             while waiting:
-                yield waiting.popleft().result()
+                yield columns, waiting.popleft().result()
         finally:
             for future in waiting:
                 future.cancel()

@@ -39,9 +39,9 @@ class Head:
         kept = self.copy.kept_bytes if self.copy is not None and self.location.tensor.row_stride is None else 0
         return self.location.span_bytes - kept
 
-    def rows(self, on_bytes: Callable[[int], None] | None = None) -> HeadStream:
-        """The rows, to be iterated over once a pass."""
-        return stream_rows(self.location, self.source, copy=self.copy, on_bytes=on_bytes)
+    def rows(self, on_bytes: Callable[[int], None] | None = None, share: tuple[int, int] = (0, 1)) -> HeadStream:
+        """The rows, or the share (r, P) of them: the r-th of every P blocks. To be iterated over once a pass."""
+        return stream_rows(self.location, self.source, copy=self.copy, on_bytes=on_bytes, share=share)
 
     def close(self) -> None:
         self.source.close()
@@ -119,6 +119,13 @@ def open_head(
         source = _unopened(repository, location, etag)
     copy = cache.head(location, etag) if cache is not None and etag is not None and source.etag is not None else None
     return Head(replace(location, notes=repository.notes + location.notes), source, copy)
+
+
+def open_located(repository: Repository, cache: RowCache | None, location: HeadLocation, etag: str | None) -> Head:
+    """The head that another process has found, `location` and the `etag` of its file, in `repository` as it is seen here."""
+    source = repository.open(location.file) if etag is None else _unopened(repository, location, etag)
+    copy = cache.head(location, etag) if cache is not None and etag is not None and source.etag is not None else None
+    return Head(location, source, copy)
 
 
 def _unopened(repository: Repository, location: HeadLocation, etag: str) -> ByteSource:

@@ -15,7 +15,7 @@ import re
 import shutil
 import threading
 import zlib
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from typing import TYPE_CHECKING
 
 from llmsuper.errors import LlmsuperError
@@ -78,11 +78,12 @@ class HeadCopy:
         return {(at, n): crc for (at, n), crc in found.items() if at + n <= self.location.nbytes}
 
     @contextmanager
-    def opened(self) -> Iterator[OpenCopy | None]:
+    def opened(self, *, shared: bool = False) -> Iterator[OpenCopy | None]:
         """The copy while one pass over the rows lasts.
 
         The first to fetch a head holds a lock; another process or thread waits for it, and then reads what it has kept.
-        A second pass that a thread begins before its first has ended gets None: it would wait for itself.
+        A second pass that a thread begins before its first has ended gets None: it would wait for itself. Processes that
+        fetch a share each (`shared`) do so side by side; `assemble`, when all have, makes the whole of their blocks.
         """
         me = (self.path, threading.get_ident())
         if not self.complete and me in _filling:
@@ -94,7 +95,7 @@ class HeadCopy:
                 with ExitStack() as held:
                     with writing(self.path):
                         self.path.parent.mkdir(parents=True, exist_ok=True)
-                        held.enter_context(_locked(self._lock_path))
+                        held.enter_context(_locked(self._lock_path, fcntl.LOCK_SH if shared else fcntl.LOCK_EX))
                     if not self.complete:  # the one that held the lock before was interrupted too, or there was none
                         self._require_room()
                         with OpenCopy(self, self.part) as copy:
@@ -104,6 +105,21 @@ class HeadCopy:
                 _filling.discard(me)
         with OpenCopy(self, self.path) as copy:
             yield copy
+
+    def assemble(self) -> None:
+        """The part becomes the whole, if every block is in its log; where another process is at it, it is left to that one."""
+        if self.complete or self.kept_bytes < self.location.nbytes:
+            return
+        at_once = fcntl.LOCK_EX | fcntl.LOCK_NB
+        with writing(self.path), suppress(BlockingIOError), _locked(self._lock_path, at_once):
+            if not self.complete and self.kept_bytes == self.location.nbytes:
+                with OpenCopy(self, self.part) as copy:
+                    copy.finish()
+
+    def discard(self) -> None:
+        """What was kept is wrong: nothing of it is read again."""
+        for path in (self.log, self.part, self.path):
+            path.unlink(missing_ok=True)
 
     def _require_room(self) -> None:
         have = on_disk(self.part) if self.part.is_file() else 0
@@ -194,12 +210,6 @@ class OpenCopy:
             if self._path.is_file() and os.path.samestat(self._path.stat(), os.fstat(self._fd)):
                 self._path.replace(self._copy.path)
 
-    def discard(self) -> None:
-        """What was kept is wrong: nothing of it is read again."""
-        self._checksums = {}
-        for path in (self._copy.log, self._copy.part, self._copy.path):
-            path.unlink(missing_ok=True)
-
 
 def on_disk(path: Path) -> int:
     """Bytes that a file takes: fewer than its size while there are holes in it."""
@@ -230,12 +240,12 @@ def writing(path: Path) -> Iterator[None]:
 
 
 @contextmanager
-def _locked(path: Path) -> Iterator[None]:
-    """Waits until nobody else holds this lock. Where the disk knows no locks there is none: heads may be fetched twice."""
+def _locked(path: Path, how: int) -> Iterator[None]:
+    """Waits for this lock, to share it or alone. Where the disk knows no locks there is none: heads may be fetched twice."""
     fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o664)
     try:
         try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
+            fcntl.flock(fd, how)
         except OSError as error:
             if error.errno not in (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP):
                 raise

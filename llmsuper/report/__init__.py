@@ -1,1 +1,1 @@
-"""From records to figures (and, later, markdown)."""
+"""From records and published tables to markdown pages and figures."""

@@ -1,0 +1,141 @@
+"""Says what was reduced of the paper's small models, what that costs, and how cells that were trained in full compare."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import numpy as np
+import pandas as pd
+
+from llmsuper.report.markdown import NONE, Column, count, fixed, join, number, table
+from llmsuper.report.toy_cells import FULL, beside, cells, exponents, large_rows
+
+if TYPE_CHECKING:
+    from llmsuper.report.toy_bench import Bench
+    from llmsuper.report.toy_cells import Experiment
+
+QUANTITIES = {
+    "test_loss": "loss",
+    "phi_half": "$\\varphi_{1/2}$",
+    "phi_one": "$\\varphi_1$",
+    "overlap.mean_squared_overlap": "mean squared overlap of all rows",
+}
+"""What is compared between a reduced run and a full one."""
+CELL = ["m", "alpha", "gamma"]
+WORDS = {"n": "n", "steps": "steps", "batch": "batch", "lr": "learning rate of W", "lr_bias": "learning rate of b"}
+PAPER_WIDTHS = (10, 15, 25, 39, 63, 100)
+
+
+def reduced_section(bench: Bench) -> str:
+    """What was reduced, and cells that were also trained with everything as in the paper, beside their published values."""
+    small = bench.small()
+    if small is None:
+        return ""
+    title, changes = "## What was reduced", changed(small)
+    if not changes:
+        return join(title, "Nothing: n, steps, batch and learning rates are the paper's.").rstrip()
+    found = reduction(bench, small)
+    said = f"Against the paper's small models: {'; '.join(changes)}."
+    if found.empty:
+        return join(
+            title,
+            f"{said} No cell was also trained in full, so these records cannot tell what that costs; the "
+            "differences above hold it.",
+        ).rstrip()
+    columns = [Column("m"), Column("α"), Column("γ"), Column("quantity", left=True)]
+    columns += map(Column, ("reduced", "in full", "change", "published", "full − published"))
+    rows = [
+        [
+            f"{row['m']:.0f}",
+            f"{row['alpha']:g}",
+            fixed(row["gamma"], 3),
+            QUANTITIES[row["quantity"]],
+            _with_seeds(row["reduced"], row["seeds_reduced"]),
+            _with_seeds(row["full"], row["seeds_full"]),
+            _relative(row["reduced"], row["full"]),
+            NONE if np.isnan(row["published"]) else number(row["published"]),
+            _relative(row["full"], row["published"]),
+        ]
+        for row in found.to_dict("records")
+    ]
+    return join(
+        f"{title}, and what that costs",
+        f"{said} These cells were also trained with everything as in the paper; means, with the number of "
+        "seeds in brackets, the change "
+        "relative to the full run, and the difference from the published value relative to that.",
+        table(columns, rows),
+    ).rstrip()
+
+
+def changed(small: Experiment) -> list[str]:
+    """What is not as in the paper, one phrase each; empty where nothing is."""
+    changes = [
+        f"{WORDS[key]} {small.setting[key]:,.6g} instead of {value:,.6g}"
+        for key, value in FULL.items()
+        if not np.isclose(small.setting[key], value)
+    ]
+    there = sorted(set(small.runs["m"]))
+    if not set(PAPER_WIDTHS) <= set(there):
+        kept = ", ".join(str(m) for m in there)
+        changes.append(
+            f"m = {kept} instead of {count(len(PAPER_WIDTHS))} from 10 to 100, so exponents are of other widths"
+        )
+    return changes
+
+
+def reduction(bench: Bench, small: Experiment) -> pd.DataFrame:
+    """Cells at E = 1 with everything as in the paper: their means, those under the setting of `small`, and the published values.
+
+    Columns m, alpha, gamma, quantity, reduced, seeds_reduced, full, seeds_full, published; missing where there is none. Empty
+    where nothing was trained in full.
+    """
+    frame = bench.frame[~large_rows(bench.frame) & np.isclose(bench.frame["activation_density"], 1.0)]
+    full = frame[np.logical_and.reduce([np.isclose(frame[key], value) for key, value in FULL.items()])]
+    known = known_points(bench)
+    parts = []
+    for quantity in QUANTITIES:
+        here, there = cells(small.runs, CELL, quantity), cells(full, CELL, quantity)
+        both = here.merge(there, on=CELL, how="right", suffixes=("_reduced", "_full")).assign(quantity=quantity)
+        both = both.rename(columns={"mean_reduced": "reduced", "mean_full": "full"})
+        points = known[known["quantity"] == quantity]
+        compared = beside(both, points, {name: name for name in CELL}, "full", "published")
+        parts.append(both.merge(compared[[*CELL, "published"]], on=CELL, how="left"))
+    columns = [*CELL, "quantity", "reduced", "seeds_reduced", "full", "seeds_full", "published"]
+    return pd.concat(parts, ignore_index=True)[columns].sort_values([*CELL], kind="stable")
+
+
+def known_points(bench: Bench) -> pd.DataFrame:
+    """Every published value of a single run at E = 1: alpha, gamma, m, quantity, published."""
+    density = bench.published("activation_density")
+    parts = [
+        _tidy(bench.published("uniform_loss"), "test_loss", "loss"),
+        _tidy(density[np.isclose(density["activation_density"], 1.0)].assign(data_exponent=1.0), "test_loss", "loss"),
+        _tidy(bench.published("represented_fraction"), "phi_half", "represented_fraction"),
+        _tidy(bench.published("represented_fraction_map").assign(m=39.0), "phi_half", "represented_fraction"),
+        _tidy(bench.published("strong_fraction").assign(weight_decay=-1.0), "phi_one", "strongly_represented_fraction"),
+    ]
+    return pd.concat(parts, ignore_index=True).drop_duplicates(
+        ["quantity", *CELL]
+    )  # the map repeats figure 3a at α = 1
+
+
+def published_lines(bench: Bench, small: Experiment) -> pd.DataFrame:
+    """Exponents of the published losses over the same m as ours, where these losses are known: alpha, gamma, published."""
+    losses = known_points(bench)
+    losses = losses[(losses["quantity"] == "test_loss") & losses["m"].isin(small.runs["m"])]
+    lines = exponents(losses.assign(test_loss=losses["published"], seed=0), ["alpha", "gamma"])
+    same = lines[lines["points"] == small.runs["m"].nunique()]
+    return same[["alpha", "gamma", "exponent"]].rename(columns={"exponent": "published"})
+
+
+def _tidy(curve: pd.DataFrame, quantity: str, value: str) -> pd.DataFrame:
+    names = {"data_exponent": "alpha", "weight_decay": "gamma", value: "published"}
+    return curve.rename(columns=names)[[*CELL, "published"]].assign(quantity=quantity)
+
+
+def _with_seeds(value: float, seeds: float) -> str:
+    return NONE if np.isnan(value) else f"{number(value)} ({seeds:.0f})"
+
+
+def _relative(value: float, against: float) -> str:
+    return NONE if np.isnan(value) or np.isnan(against) else f"{fixed(100 * (value / against - 1), 1)} %"

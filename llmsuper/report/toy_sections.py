@@ -1,0 +1,167 @@
+"""The sections of the toy page on the knob of superposition, the exponent by α and γ, and activation density."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+
+from llmsuper.report.markdown import join, number
+from llmsuper.report.pages import Drawing
+from llmsuper.report.toy_bench import (
+    Bench,
+    Section,
+    difference_table,
+    exponent_table,
+    map_cells,
+    missing,
+    named,
+    there,
+)
+from llmsuper.report.toy_cells import agreement, beside, cells, exponents
+from llmsuper.report.toy_reduction import published_lines
+
+WIDTH_3B = 39
+"""m of the published map of φ_½."""
+WIDTH_7A, GAMMA_7B = 63.0, -5 / 9
+"""m and γ of the published curves of activation density."""
+
+
+def represented_section(bench: Bench) -> Section:
+    """Figure 3: φ_½ against γ for each m at α = 1, and by α and γ at m = 39."""
+    title = "Figure 3: the knob of superposition"
+    small = bench.small()
+    if small is None:
+        return missing(title, "weight_decay")
+    ours = cells(small.runs, ["alpha", "gamma", "m"], "phi_half")
+    at_one, at_39 = ours[np.isclose(ours["alpha"], 1.0)], ours[ours["m"] == WIDTH_3B]
+    curves, field = bench.published("represented_fraction"), bench.published("represented_fraction_map")
+    by_gamma = beside(at_one, curves, {"gamma": "weight_decay", "m": "m"}, "mean", "represented_fraction")
+    in_map = beside(at_39, field, {"alpha": "data_exponent", "gamma": "weight_decay"}, "mean", "represented_fraction")
+    drawings = [
+        Drawing(
+            "toy-3a-represented",
+            "toy_represented",
+            {"ours": at_one, "theirs": named(curves, weight_decay="gamma", represented_fraction="published")},
+            "Share of rows of W with norm above one half against γ, at α = 1, a colour for each m; ours and published.",
+        )
+    ]
+    if len(at_39):
+        theirs = named(field, data_exponent="alpha", weight_decay="gamma", represented_fraction="value")
+        drawings.append(
+            Drawing(
+                "toy-3b-represented",
+                "toy_map",
+                {"cells": map_cells(at_39, "mean", theirs, r"$\varphi_{1/2}$, share of rows with norm > ½")},
+                "Share of rows with norm above one half by α and γ at m = 39, ours and published on one colour scale.",
+            )
+        )
+    text = join(
+        f"## {title}",
+        "$\\varphi_{1/2}$ is the share of rows of $W$ with norm above ½: $m/n$ where $m$ features have a "
+        "direction each and the others "
+        "none, 1 where all have one. A pull of the norms to 1 (γ < 0) makes superposition strong, weight decay (γ > 0) weak.",
+        *map(bench.show, drawings),
+        difference_table("φ½ at α = 1", by_gamma, "γ m", places=3),
+        difference_table("φ½ at m = 39", in_map, "α γ", places=3),
+    )
+    return Section(
+        text.rstrip(),
+        tuple(drawings),
+        there(
+            agreement(by_gamma, "φ½ at α = 1", "3a", relative=False),
+            agreement(in_map, "φ½ at m = 39", "3b", relative=False),
+        ),
+    )
+
+
+def exponent_section(bench: Bench) -> Section:
+    """Figure 4b: the exponent of the loss against m, by α and γ."""
+    title = "Figure 4: the exponent by α and γ"
+    small = bench.small()
+    ours = exponents(small.runs, ["alpha", "gamma"]) if small is not None else pd.DataFrame()
+    if small is None or ours.empty:
+        return missing(title, "weight_decay")
+    field = bench.published("exponent_map")
+    both = beside(ours, field, {"alpha": "data_exponent", "gamma": "weight_decay"}, "exponent", "model_exponent")
+    theirs = named(field, data_exponent="alpha", weight_decay="gamma", model_exponent="value")
+    drawing = Drawing(
+        "toy-4b-exponents",
+        "toy_map",
+        {"cells": map_cells(ours.round({"exponent": 3}), "exponent", theirs, "exponent of the loss against m")},
+        "Exponent of the loss against m by α and γ, ours and published on one colour scale.",
+    )
+    same = published_lines(bench, small)
+    both_same = beside(ours, same, {"alpha": "alpha", "gamma": "gamma"}, "exponent", "published")
+    widths = ", ".join(f"{m}" for m in sorted(small.runs["m"].unique()))
+    text = join(
+        f"## {title}",
+        f"$\\alpha_m$ is minus the slope of $\\ln$ loss against $\\ln m$ over m = {widths}, for the mean over "
+        "seeds at each $m$. Published exponents are over m = 10 to 100; where the published losses themselves "
+        "are known (α = 0, and "
+        "α = 1 at γ = −0.556), the second table has their exponent over the same $m$ as ours.",
+        bench.show(drawing),
+        exponent_table("$\\alpha_m$ beside the published one of all six $m$", ours, both, "α γ"),
+        exponent_table("$\\alpha_m$ over the same $m$", ours.merge(both_same[["alpha", "gamma"]]), both_same, "α γ"),
+    )
+    return Section(
+        text.rstrip(),
+        (drawing,),
+        there(
+            agreement(both, "exponent, all α and γ", "4b", relative=False),
+            agreement(both_same, "exponent over the same m", "5a, 7b", relative=False),
+        ),
+    )
+
+
+def density_section(bench: Bench) -> Section:
+    """Figure 7: the loss against activation density, and its exponent at each density."""
+    title = "Figure 7: activation density"
+    found = bench.small("activation_density")
+    if found is None:
+        return missing(title, "activation_density")
+    runs, published = found.runs, bench.published("activation_density")
+    ours = cells(runs, ["gamma", "m", "activation_density"], "test_loss")
+    on = {"gamma": "weight_decay", "m": "m", "activation_density": "activation_density"}
+    both = beside(ours, published, on, "mean", "loss")
+    theirs = named(published, weight_decay="gamma", loss="published")
+    at_63 = ours[ours["m"] == WIDTH_7A]
+    strong, strong_published = (f[np.isclose(f["gamma"], GAMMA_7B, atol=1e-3)] for f in (ours, theirs))
+    drawing = Drawing(
+        "toy-7-density",
+        "toy_density",
+        {
+            "by_density": at_63,
+            "by_density_published": theirs[theirs["m"] == WIDTH_7A],
+            "by_width": strong,
+            "by_width_published": strong_published,
+        },
+        "Left: loss against activation density at m = 63 for each γ. Right: loss against m at γ = −0.556 for each density.",
+    )
+    lines = exponents(runs[np.isclose(runs["gamma"], GAMMA_7B, atol=1e-3)], ["activation_density"])
+    as_runs = strong_published.assign(test_loss=strong_published["published"], seed=0)
+    their_lines = exponents(as_runs[["activation_density", "m", "test_loss", "seed"]], ["activation_density"])
+    both_lines = beside(lines, their_lines, {"activation_density": "activation_density"}, "exponent", "exponent")
+    ratio = both["difference"] / both["published"]
+    text = join(
+        f"## {title}",
+        "The paper reads its figure as a loss in proportion to $E$, so that the exponent does not depend on "
+        "it. The published exponents "
+        "below are of lines through the published points at all six $m$; those printed in the figure (1.12, "
+        "1.12, 1.1, 1.1, 1.1) are not. "
+        + (
+            f"Our losses differ from the published ones by {number(100 * float(ratio.abs().median()), 2)} % in the median."
+            if len(both)
+            else ""
+        ),
+        bench.show(drawing),
+        exponent_table("$\\alpha_m$ at γ = −0.556 by density", lines, both_lines, "E"),
+        difference_table("Loss", both, "γ m E"),
+    )
+    return Section(
+        text.rstrip(),
+        (drawing,),
+        there(
+            agreement(both, "loss by E", "7", relative=True),
+            agreement(both_lines, "exponent by E", "7b", relative=False),
+        ),
+    )
