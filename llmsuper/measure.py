@@ -287,7 +287,7 @@ def _measure(job: _Job, cache: RowCache | None, watch: Watch | None, processes: 
             "tensor_by_name": settings.lm_head is not None,
             "file_by_name": settings.file is not None,
             "bytes_moved": moved,
-            "bytes_moved_by_process": [moved for moved, _ in by_process],
+            **({"bytes_moved_by_process": [moved for moved, _ in by_process]} if processes.count > 1 else {}),
             "requests": requests,
             "seconds": round(found.seconds + time.monotonic() - began, 3),
             "date": datetime.now(UTC).isoformat(timespec="seconds"),

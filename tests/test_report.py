@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -30,13 +31,11 @@ from llmsuper.store import ResultStore
 from tests.command import llmsuper, succeed, the_error
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from pathlib import Path
-
     from llmsuper.report.pages import Page
     from llmsuper.report.sources import Sources
     from llmsuper.types import HeadRecord
 
+ROOT = Path(__file__).parent.parent
 WIDTHS = (16, 32, 64, 128)
 ELSEWHERE = {"one_head"}
 """Rows of FIGURES that no page shows; the demo draws it."""
@@ -102,15 +101,24 @@ def test_every_figure_is_drawn_from_records(pages: dict[str, Page]) -> None:
             assert all(a.get_xlabel() or figure.get_supxlabel() or a.get_shared_x_axes().get_siblings(a) for a in axes)
 
 
-@pytest.mark.parametrize("suffix", ["svg", "png"])
-def test_a_second_run_writes_the_same_bytes(suffix: str, sources: Sources, tmp_path: Path) -> None:
+def test_a_second_run_writes_the_same_bytes(pages: dict[str, Page], sources: Sources, tmp_path: Path) -> None:
+    (again,) = build_pages(("demo",), gather(sources.results))
     written = []
-    for folder in (tmp_path / "one", tmp_path / "two"):
-        (page,) = build_pages(("demo",), gather(sources.results), suffix)
+    for folder, page in ((tmp_path / "one", pages["demo"]), (tmp_path / "two", again)):
         written.append({path.name: path.read_bytes() for path in page.write(folder)})
     assert written[0] == written[1]
-    assert sum(name.endswith(suffix) for name in written[0]) == len(written[0]) - 1 > 3
-    assert f"](figures/demo-norms.{suffix})" in written[0]["demo.md"].decode()
+    assert sum(name.endswith("svg") for name in written[0]) == len(written[0]) - 1 > 3
+
+
+def test_figures_may_be_png(sources: Sources, tmp_path: Path) -> None:
+    (page,) = build_pages((SINGLE,), sources, "png")
+    assert "](figures/single-heads-norms.png)" in page.text
+    drawing = page.drawings[0]
+    for name in ("one.png", "two.png"):
+        drawing.draw(tmp_path / name)
+    one = (tmp_path / "one.png").read_bytes()
+    assert one == (tmp_path / "two.png").read_bytes()
+    assert drawing.digest.encode() in one
 
 
 def test_a_figure_has_an_opaque_light_panel_and_no_date(pages: dict[str, Page], tmp_path: Path) -> None:
@@ -211,33 +219,29 @@ def test_pages_are_markdown_that_github_renders(name: str, pages: dict[str, Page
 
 
 @pytest.fixture
-def written(sources: Sources, tmp_path: Path) -> Sequence[str]:
-    """A report on disk of the quick page alone, and the arguments that write and check it."""
-    (page,) = build_pages(("demo",), gather(sources.results))
+def demo(pages: dict[str, Page], tmp_path: Path) -> Page:
+    """A page that is on disk."""
+    page = pages["demo"]
     list(page.write(tmp_path))
     assert list(page.stale(tmp_path)) == []
-    return tuple(path.name for path in sorted(tmp_path.rglob("*.*")) if path.is_file())
+    return page
 
 
-def test_one_digit_changed_makes_a_page_stale(written: Sequence[str], sources: Sources, tmp_path: Path) -> None:
-    assert "demo.md" in written
-    (page,) = build_pages(("demo",), gather(sources.results))
+def test_one_digit_changed_makes_a_page_stale(demo: Page, tmp_path: Path) -> None:
     path = tmp_path / "demo.md"
     text = path.read_text()
     digits = [m.start() for m in re.finditer(r"\d", text)]
     for at in digits[:: len(digits) // 40]:
         path.write_text(text[:at] + str((int(text[at]) + 1) % 10) + text[at + 1 :])
-        (sentence,) = page.stale(tmp_path)
+        (sentence,) = demo.stale(tmp_path)
         assert sentence.startswith(f"{path}, line {text.count(chr(10), 0, at) + 1}: ")
 
 
-def test_a_figure_of_other_data_or_none_is_stale(written: Sequence[str], sources: Sources, tmp_path: Path) -> None:
-    assert "demo-norms.svg" in written
-    (page,) = build_pages(("demo",), gather(sources.results))
-    first, second = (tmp_path / "figures" / f"{d.stem}.svg" for d in page.drawings[:2])
-    first.write_text(first.read_text().replace(page.drawings[0].digest, "0" * 64))
+def test_a_figure_of_other_data_or_none_is_stale(demo: Page, tmp_path: Path) -> None:
+    first, second = (tmp_path / "figures" / f"{d.stem}.svg" for d in demo.drawings[:2])
+    first.write_text(first.read_text().replace(demo.drawings[0].digest, "0" * 64))
     second.unlink()
-    assert [sentence.partition(":")[0] for sentence in page.stale(tmp_path)] == [str(first), str(second)]
+    assert [sentence.partition(":")[0] for sentence in demo.stale(tmp_path)] == [str(first), str(second)]
 
 
 def test_a_new_number_in_a_record_makes_pages_and_figures_stale(sources: Sources, tmp_path: Path) -> None:
@@ -294,6 +298,28 @@ def test_pages_are_all_families_and_the_special_ones(sources: Sources) -> None:
     assert page_names(("gpt2",), sources) == ("gpt2", "README")
     with pytest.raises(UnknownNameError, match="gtp2"):
         page_names(("gtp2",), sources)
+
+
+# ---- the pages of this repository
+
+
+@pytest.mark.parametrize("name", ["qwen2.5-derived", SINGLE])
+def test_committed_pages_of_records_are_what_the_records_give(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The quick ones; `llmsuper report --check` does all."""
+    monkeypatch.chdir(ROOT)
+    reports = ROOT / "reports"
+    if not (reports / "README.md").is_file():
+        pytest.skip("an installed package has no reports folder")
+    (page,) = build_pages((name,), gather(reports / "data" / "heads", reports=reports))
+    assert list(page.stale(reports)) == []
+
+
+def test_committed_pages_lead_nowhere_that_is_not_there() -> None:
+    reports = ROOT / "reports"
+    for path in sorted(reports.glob("*.md")):
+        links = re.findall(r"\]\(([^)#]+)\)", path.read_text(encoding="utf-8"))
+        missing = [link for link in links if not link.startswith("https://") and not (reports / link).is_file()]
+        assert not missing, f"{path.name}: {missing}"
 
 
 # ---- the command

@@ -35,14 +35,17 @@ def in_a_process_of_its_own(*command: str, interpret: bool = True) -> subprocess
     )
 
 
+CHOSEN = "triton-cpu and not (test_the_promise_is_kept and not zero)"
+"""All of them, but for the most of the sixteen kinds of head: minutes in the interpreter."""
+
+
 @needs_triton
-@pytest.mark.parametrize("laws", LAWS)
-def test_the_laws_hold_in_the_interpreter(laws: str) -> None:
-    done = in_a_process_of_its_own("-m", "pytest", "-q", "-p", "no:cacheprovider", laws, "-k", "triton-cpu")
+def test_the_laws_hold_in_the_interpreter() -> None:
+    done = in_a_process_of_its_own("-m", "pytest", "-q", "-p", "no:cacheprovider", *LAWS, "-k", CHOSEN)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]
     ran = re.search(r"(\d+) passed", done.stdout)
     assert ran is not None
-    assert int(ran[1]) >= 20, "the rows of triton on the cpu were not run"
+    assert int(ran[1]) >= 100, "the rows of triton on the cpu were not run"
     assert "skipped" not in done.stdout, done.stdout[-5000:]
 
 
@@ -89,7 +92,7 @@ def test_tiles_cover_every_pair_once() -> None:
             for code in tile_list(down, across, triangle).tolist():
                 i, j = (code >> 16) * size[0], (code & 0xFFFF) * size[1]
                 met[i : i + size[0], j : j + size[1]] += 1
-            assert int(met.max(initial=0) if hasattr(met, "initial") else met.max()) == 1 or triangle is not None
+            assert int(met.max()) <= 1, "a tile twice"
             upper = met[:rows, :rows].triu(1)
             assert torch.equal(upper, torch.ones(rows, rows, dtype=torch.int64).triu(1))
             assert triangle is None or int(met.sum()) <= (rows + sum(size)) ** 2 // 2 + rows * sum(size)

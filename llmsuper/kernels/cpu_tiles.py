@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 STRIP_BYTES = 512 << 10
 """Of overlaps in one strip: smaller ones stay nearer in the cache, larger ones need fewer calls; the best of 64 KiB to 1 MiB."""
-GROUP = 4
+GROUP = 16
 """Rows whose largest overlap with each column is kept: what is left to search for the column's largest of all."""
 
 

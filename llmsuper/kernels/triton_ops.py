@@ -10,6 +10,8 @@ Triton decides when it is imported whether kernels run on a GPU or, with TRITON_
 from __future__ import annotations
 
 import os
+import threading
+from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,6 +25,8 @@ from llmsuper.kernels.torch_ops import gram as gram
 from llmsuper.kernels.triton_kernels import overlap_sums_kernel, unit_rows_kernel
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
+
     from numpy.typing import NDArray
 
     from llmsuper.kernels.precision import Precision
@@ -63,7 +67,7 @@ def unit_rows(
     least, most = SAFE_NORMS
     floor = least if centre is None else max(least, 16 * torch.finfo(torch.float32).eps * float(np.linalg.norm(centre)))
     shape = row_shape(m)
-    with np.errstate(all="ignore"):  # the interpreter is numpy, which warns of rows that are looked at again below
+    with _launch():
         unit_rows_kernel[(triton.cdiv(n, shape["ROWS"]),)](
             x,
             norms if centre is None else torch.from_numpy(centre).to(unit),
@@ -76,6 +80,19 @@ def unit_rows(
         replaced, wide[odd] = unusual_rows(rows, odd, centre, unit)
         unit[odd] = round_to_half_(replaced) if precision == "fast" else replaced
     return unit, wide.cpu().numpy()
+
+
+_one_launch = threading.Lock()
+
+
+@contextmanager
+def _launch() -> Iterator[None]:
+    """The interpreter changes Triton's own functions while it runs a kernel, so no two threads may run one at a time.
+
+    It computes with numpy, which warns where rows are huge or not finite; `unit_rows` looks at those again.
+    """
+    with _one_launch, np.errstate(all="ignore"):
+        yield
 
 
 def row_shape(columns: int) -> dict[str, int]:
@@ -103,11 +120,12 @@ def overlap_sums(left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal
     counts = place(len(tiles), triton.next_power_of_2(bins), dtype=torch.int32)
     of_left = place(across, a, fill=-1), place(across, a, dtype=torch.int32), place(across, a)
     of_right = place(down, b, fill=-1), place(down, b, dtype=torch.int32), place(down, b)
-    overlap_sums_kernel[(len(tiles),)](
-        left, right, tiles, sums, counts, *of_left, *of_right,
-        a, b, m, left.stride(0), right.stride(0), scale, bins / 2, 0.5 * (bins % 2), bins,
-        BINS=counts.shape[1], DIAGONAL=diagonal, WIDEN=INTERPRETED, **layout,
-    )  # fmt: skip
+    with _launch():
+        overlap_sums_kernel[(len(tiles),)](
+            left, right, tiles, sums, counts, *of_left, *of_right,
+            a, b, m, left.stride(0), right.stride(0), scale, bins / 2, 0.5 * (bins % 2), bins,
+            BINS=counts.shape[1], DIAGONAL=diagonal, WIDEN=INTERPRETED, **layout,
+        )  # fmt: skip
     pairs = pairs_in(a, b, diagonal=diagonal)
     histogram = counts.sum(dim=0, dtype=torch.int64)[:bins].cpu().numpy()
     histogram[bins // 2] -= len(tiles) * size[0] * size[1] - pairs  # numbers of the tiles that are no pair, all 0

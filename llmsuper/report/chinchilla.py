@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Any
 
 from llmsuper.report.loss_sections import estimates_frame, expected_frame
@@ -88,14 +89,25 @@ def chinchilla_page(sources: Sources, figure_format: str = "svg") -> Page:
             ("**It is the same statement twice.** Width and parameters grow together in these models, so an exponent "
             "in $m$ is one in $N$ times $k$; "
             "it does not show that width is the cause."),
-            ("**It is compatible with 1, and with 0.8.** Taking other subsets of the runs moves $\\alpha_N$ by more "
-            "than its bootstrap error."),
+            _verdict(summary),
         ]),
         fold("Also with the depth of the models, least squares, without the highest "
             "losses", table(SHAPE_COLUMNS, shape_rows(summary))),
         made_section("llmsuper report chinchilla", (), sources, fits=True, tables=TABLES),
     )  # fmt: skip
     return Page(NAME, text, (shapes, forest), figure_format)
+
+
+def _verdict(summary: ChinchillaSummary) -> str:
+    """Whether the implied interval holds 1."""
+    interval = summary.implied.interval
+    if interval is None:
+        return "**No interval**: it was made without a bootstrap."
+    inside = interval[0] <= 1 <= interval[1]
+    return (
+        f"**Near 1, and the interval {'holds it' if inside else 'leaves it out'}.** It is of drawing other runs and other models; that "
+        "$N \\propto m^k$ and the law hold exactly is taken for granted, so it is too narrow rather than too wide."
+    )
 
 
 def _figure(drawing: Drawing, figure_format: str) -> str:
@@ -118,7 +130,7 @@ def parameter_rows(summary: ChinchillaSummary) -> list[list[str]]:
     """Published parameters of L(N, D) and ours, each with its error where it has one."""
     rows = [
         [
-            f"{row['source'].partition(' (')[0]}",
+            re.sub(r" \(arXiv [\d.]+\)", "", row["source"]),
             *(_pair(row[n], row.get(f"{n}_error")) for n in ("E", "A", "B", "alpha", "beta")),
         ]
         for row in summary.published.values()

@@ -42,6 +42,14 @@ def family_page(name: str, sources: Sources, figure_format: str = "svg") -> Page
     return Page(name, text, tuple(drawing for _, drawings in parts for drawing in drawings), figure_format)
 
 
+OPENINGS = {
+    "measured": "Over the {} measured heads it falls as",
+    "measured, mean row removed": "With the mean row removed it falls over these {} as",
+    "published": "Over the {} published ones it falls as",
+}
+"""How the page says an exponent, by the kind of overlap."""
+
+
 def _opening(family: Family, scaling: FamilyScaling) -> str:
     """The page in a few sentences."""
     said = []
@@ -66,10 +74,9 @@ def _opening(family: Family, scaling: FamilyScaling) -> str:
             f"{number(times.min())} to {number(times.max())} times $1/m$."
         )
     for fit in scaling.of_family:
-        low, high = fit.interval.low, fit.interval.high
+        exponent, low, high = fixed(fit.fit.params["alpha"]), fit.interval.low, fit.interval.high
         said.append(
-            f"Over {fit.fit.n_points} {fit.kind} heads the overlap falls as $m^{{-{fixed(fit.fit.params['alpha'])}}}$, "
-            f"95 % interval {span(low, high)}."
+            f"{OPENINGS[fit.kind].format(fit.fit.n_points)} $m^{{-{exponent}}}$, 95 % interval {span(low, high)}."
         )
     return " ".join(said)
 

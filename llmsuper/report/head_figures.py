@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, TypeAlias
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.patheffects import withStroke
 
 from llmsuper.report.palette import look
 from llmsuper.report.style import FAINT, INK, new_figure, styled, widths_axis
@@ -188,6 +189,7 @@ def _name_points(axes: Axes, heads: pd.DataFrame) -> None:
         axes.annotate(
             top.label, (top.columns, top.value), (0, 8 if at % 2 == 0 else -13), textcoords="offset points", ha=side,
             fontsize=7.5, color=FAINT,
+            path_effects=[withStroke(linewidth=2.5, foreground="white")],
         )  # fmt: skip
 
 

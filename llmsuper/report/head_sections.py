@@ -252,9 +252,9 @@ def controls_text(family: Family) -> str:
             number(s["shuffled"]["centred_ratio_to_isotropic"]),
         ])  # fmt: skip
     text = (
-        "**Controls**, measured by the same code. *Random*: rows of the same norms in random directions, which give $1/m$ whatever "
-        "the model is. *Shuffled*: each column of the head in an order of its own, which keeps the mean row and the scale of "
-        "every column and destroys what ties columns into rows. What the head has beyond *shuffled* is what tokens share with "
+        "**Controls**, measured by the same code. *Random*: rows of the same norms in random directions, which give $1/m$ "
+        "whatever the model is. *Shuffled*: each column of the head in an order of its own, which keeps the mean row and the "
+        "scale of every column and destroys what ties columns into rows. What the head has beyond *shuffled* is what tokens share with "
         "each other."
     )
     return join(text, table(columns, rows), lacking(family, "controls")).rstrip()
@@ -276,7 +276,7 @@ def pairs_text(family: Family) -> str:
         for r, s in having
     ]  # fmt: skip
     text = (
-        "**Over all pairs.** The Welch bound on the largest absolute overlap is $\\sqrt{(n-m)/(m(n-1))}$; a largest overlap of 1 is "
-        "two rows that are one direction."
+        "**Over all pairs.** The Welch bound on the largest absolute overlap is $\\sqrt{(n-m)/(m(n-1))}$; a largest overlap of 1 "
+        "is two rows that are one direction."
     )
     return join(text, table(columns, rows)).rstrip()

@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     from llmsuper.scaling.summary import FitSummary
 
 NAME = "README"
+TOYS = "## Toy models\n\nSuperposition with a knob, in models small enough to train: [the page](toy.md)."
 
 
 def index_page(sources: Sources, figure_format: str = "svg") -> Page:
@@ -87,7 +88,7 @@ def index_page(sources: Sources, figure_format: str = "svg") -> Page:
         take_care(joint),
         "## The Chinchilla cross-check",
         _chinchilla(sources),
-        *(("## Toy models", "Superposition with a knob, in models small enough to train: [the page](toy.md).") if has_toys(sources) else ()),
+        TOYS if has_toys(sources) else "",
         "## Where our numbers differ from the paper's, and why",
         bullets(differences(sources, joint, published)),
         made_section("llmsuper report", [r for heads in sources.records.values() for r in heads], sources, fits=True),

@@ -149,7 +149,11 @@ def _hub_corpus(name: str, field: str, config: str | None, split: str) -> Corpus
             rows = datasets.load_dataset(repo, config, split=split, streaming=True)
             for number, row in enumerate(rows, 1):
                 yield _field(row, field, f"{name}, row {number} of {split}")
-        except (OSError, ValueError) as error:  # what the library raises for a name, a config, a split, a connection
+        except (
+            OSError,
+            ValueError,
+            datasets.exceptions.DatasetsError,
+        ) as error:  # name, config, split, connection, file
             raise HubError(
                 f"{name}: the data set cannot be read ({str(error).splitlines()[0]}). Check its name, --config and --split."
             ) from error

@@ -227,7 +227,7 @@ def read_checkpoint(folder: Path, run: ToyRun) -> dict[str, Any]:
         return state
     except (OSError, RuntimeError, ValueError, KeyError, TypeError, EOFError, pickle.UnpicklingError) as error:
         raise LlmsuperError(
-            f"{path}: is not a checkpoint of this run ({type(error).__name__}: {error}). Delete it to train from the start."
+            f"{path}: is not a checkpoint of this run ({type(error).__name__}). Delete it to train from the start."
         ) from error
 
 
