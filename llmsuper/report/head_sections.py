@@ -254,8 +254,8 @@ def controls_text(family: Family) -> str:
     text = (
         "**Controls**, measured by the same code. *Random*: rows of the same norms in random directions, which give $1/m$ "
         "whatever the model is. *Shuffled*: each column of the head in an order of its own, which keeps the mean row and the "
-        "scale of every column and destroys what ties columns into rows. What the head has beyond *shuffled* is what tokens share with "
-        "each other."
+        "scale of every column and destroys what ties columns into rows. What the head has beyond *shuffled* is what "
+        "tokens share with each other."
     )
     return join(text, table(columns, rows), lacking(family, "controls")).rstrip()
 

@@ -74,14 +74,14 @@ def load_sweep(name: str) -> Sweep:
         )
     versions = {}
     for version in [version for version in VERSIONS if version in loaded]:
-        place = f"sweep {name}, [{version}]"
+        where = f"sweep {name}, [{version}]"
         try:
-            section = _replaced(loaded.get("common", {}), loaded[version])
+            section = _rewhered(loaded.get("common", {}), loaded[version])
         except (ValueError, AttributeError, TypeError) as error:
             raise CatalogError(
-                f"{place}: is not made of tables ({error}). What varies together is [[{version}.together.NAME]]."
+                f"{where}: is not made of tables ({error}). What varies together is [[{version}.together.NAME]]."
             ) from None
-        versions[version] = _runs(place, section)
+        versions[version] = _runs(where, section)
     return Sweep(Path(name).stem, str(loaded.get("title", "")), versions)
 
 
