@@ -5,7 +5,7 @@ TEST_ENV := .venv-test
 INSTALL := -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 SOURCES := $(shell find llmsuper model_lists -type f -not -path '*/__pycache__/*')
 
-.PHONY: demo test bench clean
+.PHONY: demo test report bench clean
 
 demo: $(DEMO_ENV)/installed
 	$(DEMO_ENV)/bin/llmsuper demo
@@ -15,7 +15,12 @@ test: $(TEST_ENV)/installed
 	$(TEST_ENV)/bin/ruff format --check .
 	$(TEST_ENV)/bin/mypy
 	$(TEST_ENV)/bin/lint-imports
-	$(TEST_ENV)/bin/pytest
+	$(TEST_ENV)/bin/llmsuper report --check
+	$(TEST_ENV)/bin/pytest -n auto --dist loadfile
+
+# After a new record, or a change of anything that a page prints.
+report: $(TEST_ENV)/installed
+	$(TEST_ENV)/bin/llmsuper report
 
 # On demand: minutes, and best on a machine that does nothing else.
 bench: $(TEST_ENV)/installed

@@ -159,7 +159,7 @@ class HeadRecord:
     padding_rows: int
     """Stored rows that no token has."""
     statistics: dict[str, dict[str, dict[str, Any]]]
-    """By row class (`tokens`, `all`), then by the statistic's name in `geometry.ACCUMULATORS`."""
+    """By row class (`tokens`, `all`), then by the statistic's name in `geometry.STATISTICS`."""
     notes: tuple[str, ...] = ()
     made_by: dict[str, Any] = field(default_factory=dict)
     """Version, backend, device, precision, date, seconds, bytes moved."""

@@ -49,7 +49,7 @@ def made_up(exponent: float, amplitude: float = 1.0, noise: float = 0.0, widths:
 
 def random_heads(form: str, widths: tuple[int, ...] = WIDTHS, rows: int = 400, seed: int = 0) -> list[MeasuredHead]:
     """Heads of random numbers, measured by the house's own code."""
-    generator, backend = torch.Generator().manual_seed(seed), choose_backend(precision="float64")
+    generator, backend = torch.Generator().manual_seed(seed), choose_backend(precision="exact")
     heads = []
     for m in widths:
         blocks = MatrixBlocks(random_head(rows, m, generator))

@@ -41,9 +41,9 @@ def test_no_room_for_odds_and_ends() -> None:
     assert not [name_of(p) for p in ROOMS if p.stem in {"utils", "util", "helpers", "common", "misc"}]
 
 
-def test_readme_table_of_rooms_is_the_docstrings() -> None:
+def test_the_table_of_rooms_is_the_docstrings() -> None:
     table = dict(
-        re.findall(r"^\| `(llmsuper/[^`]+)` \| (.+?) \|$", (ROOT / "README.md").read_text(encoding="utf-8"), re.M)
+        re.findall(r"^\| `(llmsuper/[^`]+)` \| (.+?) \|$", (ROOT / "CONTRIBUTING.md").read_text(encoding="utf-8"), re.M)
     )
     assert table == {name_of(path): duty(path) for path in ROOMS}
 

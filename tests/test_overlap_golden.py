@@ -23,10 +23,10 @@ if TYPE_CHECKING:
 
     from llmsuper.types import HeadRecord
 
-every_precision = pytest.mark.parametrize("precision", ["float32", "float64"])
+every_precision = pytest.mark.parametrize("precision", ["float32", "exact"])
 
 
-def overlap(W: NDArray[np.float64], precision: Any = "float64", name: str = "overlap") -> dict[str, Any]:
+def overlap(W: NDArray[np.float64], precision: Any = "exact", name: str = "overlap") -> dict[str, Any]:
     backend = choose_backend(precision=precision)
     return measure_rows(MatrixBlocks(torch.from_numpy(W), 3), [name], backend)["all"][name]
 

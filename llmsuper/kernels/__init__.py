@@ -189,8 +189,6 @@ def choose_backend(name: str = "auto", device: str = "auto", precision: Precisio
     place = next((p for p, reason in reasons.items() if reason is None), None)
     if place is None:
         raise BackendError(str(reasons[places[-1]]))
-    if precision == "float64":  # type: ignore[comparison-overlap]  # TRANSITION: the former name, until tests are renamed
-        precision = "exact"
     order = list(PRECISIONS)
     good = [p for p in reversed(row.precisions) if order.index(p) <= order.index(precision)]
     if not good:

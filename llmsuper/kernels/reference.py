@@ -48,9 +48,7 @@ def gram(unit: torch.Tensor, *, precision: Precision = "exact") -> NDArray[np.fl
     return total
 
 
-def overlap_sums(
-    left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal: bool, scale: float = 1.0
-) -> TileSums:
+def overlap_sums(left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal: bool, scale: float = 1.0) -> TileSums:
     """Every overlap of the tile at once, and each statistic as it is defined. See `kernels.tiles`."""
     overlaps = scale * (left.double().numpy() @ right.double().numpy().T)  # (a, b)
     clamped = overlaps.clip(-1.0, 1.0)

@@ -105,7 +105,7 @@ def _verdict(summary: ChinchillaSummary) -> str:
         return "**No interval**: it was made without a bootstrap."
     inside = interval[0] <= 1 <= interval[1]
     return (
-        f"**Near 1, and the interval {'holds it' if inside else 'leaves it out'}.** It is of drawing other runs and other models; "
+        f"**Near 1, and the interval {'holds it' if inside else 'leaves it out'}.** It is of other runs and other models; "
         "that $N \\propto m^k$ and the law hold exactly is taken for granted, so it is too narrow rather than too wide."
     )
 

@@ -1,5 +1,4 @@
-"""The pieces of markdown that GitHub renders: tables, figures with alt text, folds, and numbers with as many "
-"digits as they have."""
+"""The pieces of markdown that GitHub renders: tables, figures with alt text, folds, and numbers of few digits."""
 
 from __future__ import annotations
 

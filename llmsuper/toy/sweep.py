@@ -76,7 +76,7 @@ def load_sweep(name: str) -> Sweep:
     for version in [version for version in VERSIONS if version in loaded]:
         where = f"sweep {name}, [{version}]"
         try:
-            section = _rewhered(loaded.get("common", {}), loaded[version])
+            section = _replaced(loaded.get("common", {}), loaded[version])
         except (ValueError, AttributeError, TypeError) as error:
             raise CatalogError(
                 f"{where}: is not made of tables ({error}). What varies together is [[{version}.together.NAME]]."
