@@ -272,6 +272,7 @@ def test_every_verb_has_help_with_an_example_that_runs(verb: str, hub: FakeHub, 
     lists: list[Any] = []
     if verb in ("models", "plan", "overlap"):  # the same words, of models that are small
         lists = ["--lists", model_list(tmp_path / "lists", "pythia", "EleutherAI/pythia-70m", width=64)]
+    (tmp_path / "README.md").write_text("a text of words, and words again")  # what `tokens` counts
     program, *arguments = shlex.split(example[1])
     done = succeed(*arguments, *lists)
     assert program == "llmsuper"

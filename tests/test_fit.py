@@ -10,8 +10,8 @@ import pandas as pd
 import pytest
 from click.testing import CliRunner
 
+from llmsuper.cli import main
 from llmsuper.cli.fit import OBJECTIVES as OFFERED
-from llmsuper.cli.fit import fit as fit_verb
 from llmsuper.errors import FitError, UnknownNameError
 from llmsuper.scaling.fit import ScalingLawFit, fit_law
 from llmsuper.scaling.intervals import bootstrap_models, jacobian_interval, profile_interval
@@ -300,7 +300,7 @@ def test_published_overlaps() -> None:
 
 
 def run(*arguments: object) -> Result:
-    return CliRunner().invoke(fit_verb, [str(a) for a in arguments])
+    return CliRunner().invoke(main, ["fit", *map(str, arguments)])
 
 
 def test_the_verb_offers_every_objective() -> None:
@@ -350,23 +350,23 @@ def test_the_verb_on_a_csv(tmp_path: Path) -> None:
     one = json.loads(run(*arguments, "--where", "family=a", "--bootstrap", 0, "--json").output)
     assert one["fit"]["n_points"] == 14
     wrong = run("--csv", path, "--x", "width")
-    assert isinstance(wrong.exception, FitError)
-    assert "width" in str(wrong.exception)
-    assert isinstance(run(*arguments, "--where", "family=z").exception, FitError)
-    assert isinstance(run(*arguments, "--where", "colour=z").exception, FitError)
+    assert wrong.exit_code == FitError.exit_code
+    assert "width" in wrong.stderr
+    assert run(*arguments, "--where", "family=z").exit_code == FitError.exit_code
+    assert run(*arguments, "--where", "colour=z").exit_code == FitError.exit_code
 
 
 def test_the_verb_on_overlaps(tmp_path: Path) -> None:
     told = json.loads(run("overlaps", "--published", "--json").output)
     assert told["fits"][0]["name"] == "all heads"
-    assert isinstance(run("overlaps", "--results", tmp_path).exception, FitError)
+    assert run("overlaps", "--results", tmp_path).exit_code == FitError.exit_code
 
 
 def test_usage() -> None:
     assert run().exit_code == 2
     assert run("liu2025", "--csv", "x.csv").exit_code == 2
     assert run("liu2025", "--where", "family").exit_code == 2
-    assert isinstance(run("liu2026").exception, UnknownNameError)
+    assert run("liu2026").exit_code == UnknownNameError.exit_code
 
 
 def test_a_table_of_several_units_asks_for_one() -> None:
