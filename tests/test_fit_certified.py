@@ -2,8 +2,10 @@
 
 DanWood is a NIST StRD nonlinear-regression data set (https://www.itl.nist.gov/div898/strd/nls/data/daniel_wood.shtml; E. S.
 Keeping, Introduction to Statistical Inference, 1962, p. 354): y = b1·x^b2, which is the law "power" with A = b1, α = −b2.
-The other curves of that collection (Misra1a, MGH09, Rat43 …) have forms that no row of LAWS has, so they would test scipy,
-not this package; in their place lmfit fits the package's own laws to its own data.
+Norris is one of its linear-regression sets (https://www.itl.nist.gov/div898/strd/lls/data/Norris.shtml), y = B0 + B1·x, which
+is the law "inverse-floor" in 1/x with E = B0, A = B1. The other curves of that collection (Misra1a, MGH09, Rat43 …) have forms
+that no row of LAWS has, so they would test scipy, not this package; in their place lmfit fits the package's own laws to its
+own data.
 """
 
 from __future__ import annotations
@@ -24,6 +26,24 @@ DANWOOD = pd.DataFrame(
         "x": [1.309, 1.471, 1.490, 1.565, 1.611, 1.680],
     }
 )
+
+NORRIS = """
+0.2 0.1  337.4 338.8  118.2 118.1  884.6 888.0  10.1 9.2  226.5 228.1  666.3 668.5  996.3 998.5  448.6 449.1  777.0 778.9
+558.2 559.2  0.4 0.3  0.6 0.1  775.5 778.1  666.9 668.8  338.0 339.3  447.5 448.9  11.6 10.8  556.0 557.7  228.1 228.3
+995.8 998.0  887.6 888.8  120.2 119.6  0.3 0.3  0.3 0.6  556.8 557.6  339.1 339.3  887.2 888.0  999.0 998.5  779.0 778.9
+11.1 10.2  118.3 117.6  229.2 228.9  669.1 668.4  448.9 449.2  0.5 0.2
+"""
+
+
+def test_norris_to_the_certified_digits() -> None:
+    x, y = np.array(NORRIS.split(), dtype=float).reshape(-1, 2).T
+    fit = fit_law("inverse-floor", pd.DataFrame({"x": 1 / x, "y": y}), x="x", y="y")
+    assert fit.params["E"] == pytest.approx(-0.262323073774029, rel=1e-9)
+    assert fit.params["A"] == pytest.approx(1.00211681802045, rel=1e-12)
+    assert fit.stderr["E"] == pytest.approx(0.232818234301152, rel=1e-9)
+    assert fit.stderr["A"] == pytest.approx(0.429796848199937e-03, rel=1e-9)
+    assert fit.objective_value == pytest.approx(26.6173985294224, rel=1e-9)
+    assert fit.degrees_of_freedom == 34
 
 
 def test_danwood_to_the_certified_digits() -> None:
