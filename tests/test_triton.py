@@ -35,7 +35,7 @@ def in_a_process_of_its_own(*command: str, interpret: bool = True) -> subprocess
     )
 
 
-CHOSEN = "triton-cpu and not (test_the_promise_is_kept and not zero)"
+CHOSEN = "triton-cpu and not (test_the_promise_is_kept and not (zero and bf16))"
 """All of them, but for the most of the sixteen kinds of head: minutes in the interpreter."""
 
 
