@@ -253,6 +253,7 @@ def certificate(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     server.handle_error = lambda *_: None  # a client that does not trust it hangs up
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
     secure.add(REPO, {FILE: DATA})
+    secure.generation = hub.generation  # it is to honour what `hub` signs, whatever expired there before
     monkeypatch.setattr(hub, "cdn_url", secure.cdn_url.replace("http:", "https:"))
     close_session()  # which read the environment when it was made
     yield path
