@@ -39,8 +39,8 @@ class Verbs(click.Group):
 @click.group(
     cls=Verbs,
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
-    epilog="Exit status: 0 done; 1 some models failed; 2 usage; 3 unknown name or wrong model list; 4 Hub; 5 checkpoint; "
-    "6 backend; 7 fit.",
+    epilog="Exit status: 0 done; 1 a check or some models failed; 2 usage; 3 unknown name or wrong model list; 4 Hub; "
+    "5 checkpoint; 6 backend; 7 fit.",
 )
 @click.version_option(__version__, prog_name="llmsuper")
 def main() -> None:

@@ -75,7 +75,7 @@ READING = ("lm_head", "file", "allow_pr", "max_bytes", "keep_heads", "device", "
 @click.option("--max-bytes", type=click.IntRange(min=0), help="Refuse a head with more bytes than this to move.")
 @click.option("--cache/--no-cache", "keep_heads", default=True, help="Keep fetched heads on this machine; see `cache`.")
 @click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--backend", default="auto", show_default=True, help="auto, torch or reference.")
+@click.option("--backend", default="auto", show_default=True, help="auto, torch, triton or reference.")
 @click.option(
     "--summary",
     type=click.Path(dir_okay=False, path_type=Path),
