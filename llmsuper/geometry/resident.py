@@ -115,8 +115,8 @@ class ResidentRows:
                 raise BackendError(
                     f"all pairs of rows need all unit rows in memory, and row {self._count:,} of {like.shape[1]:,} columns in "
                     f"{str(like.dtype).removeprefix('torch.')} is the first beyond the {self._memory / 2**30:.3g} GiB that are "
-                    f"there for them on {like.device.type}. Look at a part of the pairs with --sample, or halve the rows with "
-                    "--precision fast."
+                    f"there for them on {like.device.type}. Look at a sample from Python (all_pairs(…, sample=0.01)), or halve "
+                    "the rows with --precision fast."
                 )
             self._blocks[k] = torch.empty(self._block_rows, like.shape[1], dtype=like.dtype, device=like.device)
         return self._blocks[k]
