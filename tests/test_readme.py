@@ -22,6 +22,15 @@ def test_the_demo_prints_what_readme_shows(tmp_path: Path) -> None:
     assert done.stdout.startswith(shown[1])
 
 
+def test_the_worked_example_prints_what_readme_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    shown = re.search(r"```sh\nllmsuper (overlap .+)\n```\n\n<!-- example -->\n```\n(.*?)```", README, re.S)
+    assert shown is not None
+    monkeypatch.chdir(Path(__file__).parent.parent)
+    done = CliRunner().invoke(main, [*shown[1].split(), "--results", str(tmp_path)])
+    assert done.exit_code == 0, done.stderr
+    assert done.stdout == shown[2]
+
+
 def test_every_verb_is_in_the_table() -> None:
     assert set(re.findall(r"^\| `(\w+)` \|", README, re.M)) >= set(main.commands)
 

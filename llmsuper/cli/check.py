@@ -9,7 +9,16 @@ from typing import TYPE_CHECKING
 
 import click
 
-from llmsuper.cli.options import RESULTS, Failures, head_options, output_options, pattern_options, select, warn
+from llmsuper.cli.options import (
+    RESULTS,
+    Failures,
+    head_options,
+    measuring_options,
+    output_options,
+    pattern_options,
+    select,
+    warn,
+)
 from llmsuper.cli.table import size
 from llmsuper.cli.verdict import as_markdown, print_result
 
@@ -58,24 +67,13 @@ READING = ("lm_head", "file", "allow_pr", "max_bytes", "keep_heads", "device", "
     help="What it counts as when the interval is neither inside nor outside what is allowed.",
 )
 @click.option(
-    "--rows",
-    "row_rule",
-    type=click.Choice(["tokens", "all"]),
-    default="tokens",
-    show_default=True,
-    help="Rows that the tokenizer can emit, or every stored row, padding included.",
-)
-@click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     default=RESULTS,
     show_default=True,
     help="Folder of records: all of them are judged where no PATTERN is given, and heads that have one are not read again.",
 )
-@click.option("--max-bytes", type=click.IntRange(min=0), help="Refuse a head with more bytes than this to move.")
-@click.option("--cache/--no-cache", "keep_heads", default=True, help="Keep fetched heads on this machine; see `cache`.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--backend", default="auto", show_default=True, help="auto, torch, triton or reference.")
+@measuring_options
 @click.option(
     "--summary",
     type=click.Path(dir_okay=False, path_type=Path),

@@ -64,6 +64,30 @@ def pattern_options(required: bool) -> Callable[[F], F]:
     return decorate
 
 
+def measuring_options(function: F) -> F:
+    """`row_rule`, `max_bytes`, `keep_heads`, `device`, `backend`: how heads are measured."""
+    for option in (
+        click.option("--backend", default="auto", show_default=True, help="auto, torch, triton or reference."),
+        click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda."),
+        click.option(
+            "--cache/--no-cache", "keep_heads", default=True, help="Keep fetched heads on this machine; see `cache`."
+        ),
+        click.option(
+            "--max-bytes", type=click.IntRange(min=0), help="Refuse a head with more bytes than this to move."
+        ),
+        click.option(
+            "--rows",
+            "row_rule",
+            type=click.Choice(["tokens", "all"]),
+            default="tokens",
+            show_default=True,
+            help="Rows that the tokenizer can emit, or every stored row, padding included.",
+        ),
+    ):
+        function = option(function)
+    return function
+
+
 def head_options(function: F) -> F:
     """`lm_head`, `file`, `allow_pr`: which tensor."""
     for option in (

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import click
 
-from llmsuper.cli.options import RESULTS, Failures, head_options, output_options, pattern_options, select, warn
+from llmsuper.cli.options import (
+    RESULTS,
+    Failures,
+    head_options,
+    measuring_options,
+    output_options,
+    pattern_options,
+    select,
+    warn,
+)
 from llmsuper.cli.table import Column, Table, count, size
 
 if TYPE_CHECKING:
@@ -35,14 +44,6 @@ if TYPE_CHECKING:
     help="The numbers as the authors of arXiv:2505.10465 compute them too, beside ours. All pairs: minutes on a CPU.",
 )
 @click.option(
-    "--rows",
-    "row_rule",
-    type=click.Choice(["tokens", "all"]),
-    default="tokens",
-    show_default=True,
-    help="Rows that the tokenizer can emit, or every stored row, padding included.",
-)
-@click.option(
     "--results",
     type=click.Path(file_okay=False, path_type=Path),
     default=RESULTS,
@@ -51,10 +52,7 @@ if TYPE_CHECKING:
 )
 @click.option("--force", is_flag=True, help="Measure again what is stored.")
 @click.option("--fail-fast", is_flag=True, help="Stop at the first model that fails.")
-@click.option("--max-bytes", type=click.IntRange(min=0), help="Refuse a head with more bytes than this to move.")
-@click.option("--cache/--no-cache", "keep_heads", default=True, help="Keep fetched heads on this machine; see `cache`.")
-@click.option("--device", default="auto", show_default=True, help="auto, cpu or cuda.")
-@click.option("--backend", default="auto", show_default=True, help="auto, torch, triton or reference.")
+@measuring_options
 @click.option(
     "--precision",
     default="auto",

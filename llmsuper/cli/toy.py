@@ -29,7 +29,7 @@ LINE_SECONDS = 30.0
     "which is work for a GPU. SWEEP is a name or the path of a .toml file."
 )
 @click.argument("sweep", required=False)
-@click.option("--reduced", is_flag=True, help="The smaller version, for two cores and ten minutes.")
+@click.option("--reduced", is_flag=True, help="The smaller version, meant for two cores.")
 @click.option(
     "--only", multiple=True, metavar="KEY=VALUE", help="Just the runs with this parameter: m=10,15 or gamma=-1."
 )

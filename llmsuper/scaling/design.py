@@ -78,10 +78,6 @@ class Design:
         """The same rows with other weights; a weight of 2 counts a row twice, 0 leaves it out."""
         return replace(self, weights=weights)
 
-    def with_y(self, y: Array) -> Design:
-        """The same rows with other values, for simulations."""
-        return replace(self, y=y)
-
 
 def make_design(
     law: ScalingLaw,
