@@ -12,18 +12,17 @@ import pytest
 from llmsuper.errors import FitError
 from llmsuper.scaling.additive import fit_additive
 from llmsuper.scaling.chinchilla import (
-    PAPER_ALPHA_N,
-    PAPER_K,
     chinchilla_summary,
     fit_chinchilla,
     fit_width_data,
     implied_exponent,
+    printed_pair,
     width_exponent,
     with_shapes,
     without_highest,
 )
 from llmsuper.scaling.fit import fit_law
-from llmsuper.scaling.losses import load_losses, load_shapes
+from llmsuper.scaling.losses import load_losses, load_published_fits, load_shapes
 
 if TYPE_CHECKING:
     from llmsuper.scaling.additive import AdditiveFit
@@ -100,10 +99,11 @@ def test_parameters_grow_as_the_width_to_2_523() -> None:
 def test_errors_of_a_product() -> None:
     ours = implied_exponent((2.5226, 0.0258), (0.34731, 0.0150))
     assert (ours.value, ours.quadrature) == pytest.approx((0.876, 0.039), abs=5e-4)
-    paper = implied_exponent(PAPER_K, PAPER_ALPHA_N)
+    printed = load_published_fits("liu2025")["paper"]
+    paper = implied_exponent(printed_pair(printed, "k"), printed_pair(printed, "alpha_N"))
     assert paper.value == pytest.approx(0.882)
     assert paper.quadrature == pytest.approx(0.051, abs=5e-4)
-    assert round(paper.linear, 2) == 0.06  # what the paper prints
+    assert round(paper.linear, 2) == printed["alpha_m_error"]
 
 
 def test_every_point_has_one_shape(points: pd.DataFrame) -> None:

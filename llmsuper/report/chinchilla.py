@@ -74,8 +74,8 @@ def chinchilla_page(sources: Sources, figure_format: str = "svg") -> Page:
         bullets([
             (f"**Implied**: $k \\alpha_N = {fixed(i.value, 3)} \\pm {fixed(i.quadrature, 3)}$, the errors of $k$ "
             "and $\\alpha_N$ taken as independent."),
-            ("**The paper** prints 0.88 ± 0.06 from 2.52 ± 0.03 and 0.35 ± 0.02. Independent errors make ± "
-            f"{fixed(paper.quadrature, 3)}; "
+            (f"**The paper** prints {as_printed(summary, 'alpha_m')} from {as_printed(summary, 'k')} and "
+            f"{as_printed(summary, 'alpha_N')}. Independent errors make ± {fixed(paper.quadrature, 3)}; "
             f"± {fixed(paper.linear, 3)} is their plain sum."),
             ("**Direct**: the same runs fitted in $m$ and $D$ give $\\alpha_m = "
             f"{_named(summary.direct, 'alpha_m')}$. Huber's objective is "
@@ -161,17 +161,23 @@ SHAPE_COLUMNS = (
 
 def shape_rows(summary: ChinchillaSummary) -> list[list[str]]:
     """L(m, ℓ, D): ours and what the paper on depth prints."""
-    from llmsuper.scaling.chinchilla import DEPTH_PAPER
+    from llmsuper.scaling.chinchilla import DEPTH_NAMES
 
-    names = ("E", "alpha_m", "alpha_l", "alpha_D")
     rows = []
     for title, fit in (
         (f"here, {summary.shape.n_points} runs", summary.shape),
         (f"here, {summary.shape_low.n_points} runs, least squares", summary.shape_low),
     ):
         errors = fit.stderr() or {}
-        rows.append([title, *(with_error(fit[n], errors.get(n)) for n in names)])
-    return [*rows, ["arXiv:2602.05970, as printed", *(fixed(DEPTH_PAPER[n]) for n in names)]]
+        rows.append([title, *(with_error(fit[n], errors.get(n)) for n in DEPTH_NAMES)])
+    return [*rows, ["arXiv:2602.05970, as printed", *(fixed(summary.depth_printed[n]) for n in DEPTH_NAMES)]]
+
+
+def as_printed(summary: ChinchillaSummary, name: str) -> str:
+    """k, alpha_N or alpha_m of the paper, with the error that it prints."""
+    from llmsuper.scaling.chinchilla import printed_pair
+
+    return with_error(*printed_pair(summary.paper_printed, name))
 
 
 def estimates(summary: ChinchillaSummary) -> list[tuple[Any, ...]]:

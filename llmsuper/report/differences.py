@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from llmsuper.report.markdown import fixed, number, span, with_error
+from llmsuper.report.chinchilla import as_printed
+from llmsuper.report.markdown import count, fixed, number, span, with_error
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -20,7 +21,7 @@ def differences(sources: Sources, joint: FitSummary, published: OverlapSummary |
     alpha, slope = joint.fit.params["alpha"], joint.slope_error
     drawn = None if joint.bootstrap is None else joint.bootstrap
     yield (
-        f"**The error of α.** They print 0.91 ± 0.04, we find {with_error(alpha, joint.fit.stderr.get('alpha'))} "
+        f"**The error of α.** They print {printed_alpha(sources)}, we find {with_error(alpha, joint.fit.stderr.get('alpha'))} "
         "with every parameter free"
         + (
             f", and ± {fixed(drawn.sd('alpha'))} {span(drawn.interval('alpha').low, drawn.interval('alpha').high)} "
@@ -28,7 +29,8 @@ def differences(sources: Sources, joint: FitSummary, published: OverlapSummary |
             if drawn
             else ""
         )
-        + ". Their formula holds $A$ and all 16 floors fixed, and counts the one loss below its floor as 1 nat above it"
+        + f". Their formula holds $A$ and all {len(joint.fit.groups)} floors fixed, and counts the one loss below its floor as "
+        "1 nat above it"
         + (f"; without that point it gives ± {fixed(slope.without_points_below_floor, 3)}" if slope else "")
         + ". The estimate itself we reproduce."
     )
@@ -45,8 +47,7 @@ def differences(sources: Sources, joint: FitSummary, published: OverlapSummary |
             f"families give α = {alone}."
         )
     for start, words in (
-        ("opt-350m", ("**The width of opt-350m.** They take 1,024 for its losses and 512, the columns of its head, "
-            "for its overlap. With 512 in both, α is {}.")),
+        ("opt-350m", _two_widths(sources, "facebook/opt-350m")),
         ("d_model ≥", "**The range of widths.** On widths of 1,024 and more the same fit gives α = {}."),
     ):  # fmt: skip
         variant = next((v for v in joint.variants if v.name.startswith(start) and v.fit is not None), None)
@@ -55,7 +56,8 @@ def differences(sources: Sources, joint: FitSummary, published: OverlapSummary |
     yield from _overlap_differences(sources, published)
     paper = sources.chinchilla.paper
     yield (
-        "**The Chinchilla route.** They print 0.88 ± 0.06; their own 2.52 ± 0.03 and 0.35 ± 0.02, taken as "
+        f"**The Chinchilla route.** They print {as_printed(sources.chinchilla, 'alpha_m')}; their own "
+        f"{as_printed(sources.chinchilla, 'k')} and {as_printed(sources.chinchilla, 'alpha_N')}, taken as "
         f"independent, make ± {fixed(paper.quadrature, 3)}, "
         f"and ± {fixed(paper.linear, 3)} only if both errors always have one sign."
     )
@@ -64,6 +66,24 @@ def differences(sources: Sources, joint: FitSummary, published: OverlapSummary |
         "numbers. They square overlaps in the "
         "checkpoint's 16-bit dtype and then sum; we use float32 products and float64 sums."
     )
+
+
+def _two_widths(sources: Sources, model: str) -> str:
+    """That the published losses of a model are listed by another width than its overlap."""
+    losses, overlaps = (t[t["model_id"] == model].iloc[0] for t in (sources.losses, sources.overlaps))
+    width, columns = count(int(losses["d_model"])), count(int(overlaps["columns"]))
+    return (
+        f"**The width of {model.rpartition('/')[2]}.** They take {width} for its losses and {columns}, the columns of its "
+        f"head, for its overlap. With {columns} in both, α is {{}}."
+    )
+
+
+def printed_alpha(sources: Sources) -> str:
+    """α of the joint fit as the paper prints it."""
+    from llmsuper.scaling.chinchilla import printed_pair
+    from llmsuper.scaling.losses import load_published_fits
+
+    return with_error(*printed_pair(load_published_fits("liu2025", sources.lists)["paper"], "alpha"))
 
 
 def _estimate(variant: Variant) -> str:
@@ -95,8 +115,8 @@ def _overlap_differences(sources: Sources, published: OverlapSummary | None) -> 
         )
     if missing:
         yield (
-            f"**Missing points.** {' and '.join(missing)} are among the 27 models and not in their figure; the "
-            "text does not say why."
+            f"**Missing points.** {' and '.join(missing)} are among the "
+            f"{len(sources.catalog.lists['liu2025'].entries)} models and not in their figure; the text does not say why."
         )
     for name, records in sources.records.items():
         ratios = [r.statistics[r.row_class] for r in records]

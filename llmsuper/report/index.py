@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from llmsuper.report.differences import differences
+from llmsuper.report.chinchilla import as_printed
+from llmsuper.report.differences import differences, printed_alpha
 from llmsuper.report.head_sections import overlap_points
 from llmsuper.report.heads import family_of
 from llmsuper.report.loss_sections import (
@@ -78,9 +79,10 @@ def index_page(sources: Sources, figure_format: str = "svg") -> Page:
         "## How overlaps fall with width, over all families",
         _overlap_exponents(published, measured),
         "## How losses fall with width: the joint fit",
-        "$L = E + A/m^{\\alpha}$ on the 108 published losses of 27 models on four data sets: one $A$ and one "
-        "$\\alpha$ for all, one $E$ for each "
-        "family and data set. This is the fit behind the paper's $\\alpha = 0.91 \\pm 0.04$.",
+        f"$L = E + A/m^{{\\alpha}}$ on the {count(len(sources.losses))} published losses of "
+        f"{sources.losses['model_id'].nunique()} models on {sources.losses['dataset'].nunique()} data sets: one $A$ "
+        "and one $\\alpha$ for all, one $E$ for each "
+        f"family and data set. This is the fit behind the paper's $\\alpha$ = {printed_alpha(sources)}.",
         _side_by_side(joint),
         table(ERROR_COLUMNS, list(error_rows(joint))),
         _figure(forest, figure_format),
@@ -236,7 +238,7 @@ def _side_by_side(joint: FitSummary) -> str:
     if slope is not None:
         rows.append(["error of $\\alpha$ by their formula", f"{printed['slope_error']:.3f}", f"{slope.formula:.3f}"])
     worst = max(map(abs, offset_differences(joint.fit, printed).values()))
-    rows.append(["16 floors $E$", "", f"within {number(worst, 1)} of theirs"])
+    rows.append([f"{len(joint.fit.groups)} floors $E$", "", f"within {number(worst, 1)} of theirs"])
     return table((Column("", left=True), Column("authors' notebook"), Column("here")), rows)
 
 
@@ -268,6 +270,6 @@ def _chinchilla(sources: Sources) -> str:
         f"From Hoffmann et al.'s runs, without any head: $k \\alpha_N$ = **{with_error(implied.value, implied.quadrature)}**"
         + (f" {span(*implied.interval)}" if implied.interval else "")
         + f"; fitted directly in $m$ and $D$, {with_error(direct['alpha_m'], errors.get('alpha_m'))}. The paper "
-        "prints 0.88 ± 0.06. "
+        f"prints {as_printed(sources.chinchilla, 'alpha_m')}. "
         "[The page](chinchilla.md)."
     )

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from llmsuper.report.heads import drawing_line
 from llmsuper.report.markdown import Column, bullets, count, fixed, fold, join, number, span, table, with_error
 from llmsuper.report.pages import Drawing
+from llmsuper.report.sources import DRAWS, SEED
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -18,9 +19,6 @@ if TYPE_CHECKING:
     from llmsuper.scaling.fit import ScalingLawFit
     from llmsuper.scaling.sensitivity import Variant
     from llmsuper.scaling.summary import FitSummary
-
-DRAWS, SEED = 1000, 0
-"""Bootstrap draws and their seed, of every fit on every page."""
 
 
 def family_summary(family: Family) -> FitSummary:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from llmsuper.report.markdown import NONE, Column, bullets, command, count, fold, join, table
+from llmsuper.report.sources import CHINCHILLA_DRAWS, DRAWS, SEED
 from llmsuper.version import __version__
 
 if TYPE_CHECKING:
@@ -18,7 +19,7 @@ LIU2025 = (("overlaps", "liu2025"), ("losses", "liu2025"))
 CHECKLIST: Mapping[str, str] = {
     "What is fitted": "$L = E + A/m^{\\alpha}$: $A$ and $\\alpha$ shared, $E$ per group; overlaps by "
     "$\\ln(\\text{overlap}) = \\ln A - \\alpha \\ln m$",
-    "Variable": "$m$: width of the model for losses, columns of the head for overlaps (they differ for opt-350m: 1,024 and 512)",
+    "Variable": "$m$: width of the model for losses, columns of the head for overlaps (they differ for opt-350m)",
     "Points": "every row of the table that the section names; none is left out as an outlier",
     "How the points were got": "published figures and tables; the models differ in depth, data and training, not only in width",
     "Tokens seen": "alike within a family, not between families; not a variable of the law",
@@ -29,7 +30,7 @@ CHECKLIST: Mapping[str, str] = {
     "Weights": "none",
     "Error bars": "95 %: profile of the sum of squares (F), Student's $t$ for straight lines, percentiles of a "
     "bootstrap over models within families",
-    "Seed": "0, of 1,000 draws; 500 for Chinchilla",
+    "Seed": f"{SEED}, of {count(DRAWS)} draws; {count(CHINCHILLA_DRAWS)} for Chinchilla",
     "Checked against": "NIST's certified DanWood fit, and the authors' own printed fit (`llmsuper fit liu2025`)",
     "Code and data": "this repository: `llmsuper/scaling`, `model_lists/losses`, `model_lists/overlaps`",
 }

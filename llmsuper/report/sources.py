@@ -26,6 +26,9 @@ if TYPE_CHECKING:
 SINGLE = "single-heads"
 """The page of records that belong to no family."""
 
+DRAWS, CHINCHILLA_DRAWS, SEED = 1000, 500, 0
+"""Of every bootstrap on a page."""
+
 GROUPS_FILE = "families.toml"
 """Beside the records: which local heads make a family, and what to know of it."""
 
@@ -73,7 +76,7 @@ class Sources:
         """The Chinchilla cross-check, which takes some seconds and which two pages show."""
         from llmsuper.scaling.chinchilla import chinchilla_summary
 
-        return chinchilla_summary(bootstrap=500, seed=0)
+        return chinchilla_summary(bootstrap=CHINCHILLA_DRAWS, seed=SEED)
 
     @cached_property
     def joint(self) -> FitSummary:
@@ -85,7 +88,7 @@ class Sources:
 
         recipe, printed = RECIPES["liu2025"], load_published_fits("liu2025", self.lists)["printed"]
         fit = fit_law(recipe.law, self.losses, x=recipe.x, group=recipe.group)
-        return summarise(recipe.about, fit, draws=1000, seed=0, moved=recipe.moved, published=printed)
+        return summarise(recipe.about, fit, draws=DRAWS, seed=SEED, moved=recipe.moved, published=printed)
 
     @cached_property
     def local_families(self) -> Mapping[str, LocalFamily]:

@@ -18,11 +18,7 @@ from llmsuper.scaling.additive import DELTA, AdditiveFit, fit_additive, percenti
 if TYPE_CHECKING:
     import pandas as pd
 
-PAPER_ALPHA_N, PAPER_K = (0.35, 0.02), (2.52, 0.03)
-"""What Liu, Liu and Gore 2025 (arXiv 2505.10465, section 3.3) multiply; they print 0.88 ± 0.06 for the product."""
-PAPER_ALPHA_M = (0.88, 0.06)
-DEPTH_PAPER = {"E": 1.7503, "alpha_m": 0.9769, "alpha_l": 1.2014, "alpha_D": 0.2991}
-"""Liu, Kangaslahti, Liu and Gore 2026 (arXiv 2602.05970), their notebook fit-5: L(m, ℓ, D) without the 40 highest losses."""
+DEPTH_NAMES = ("E", "alpha_m", "alpha_l", "alpha_D")
 HIGHEST_LEFT_OUT = 40
 SQUARES = 1.0
 """A δ above every residual: least squares on log loss, the objective of the paper on depth."""
@@ -122,9 +118,14 @@ class ImpliedExponent:
     quadrature: float
     """√((k σ_α)² + (α σ_k)²): the errors of k and α_N come from different data, so they are independent."""
     linear: float
-    """k σ_α + α σ_k: what two errors add up to if they are always of one sign, and what the paper prints as ± 0.06."""
+    """k σ_α + α σ_k: what two errors add up to if they are always of one sign, and what the paper prints as its error."""
     interval: tuple[float, float] | None = None
     """95 % of the products of bootstrap α_N with normal k."""
+
+
+def printed_pair(row: dict[str, Any], name: str) -> tuple[float, float]:
+    """(value, standard error) of a row of `losses.load_published_fits`."""
+    return row[name], row[f"{name}_error"]
 
 
 def implied_exponent(k: tuple[float, float], alpha: tuple[float, float]) -> ImpliedExponent:
@@ -143,13 +144,17 @@ class ChinchillaSummary:
     width: WidthExponent
     implied: ImpliedExponent
     paper: ImpliedExponent
-    """The paper's own numbers with both kinds of error."""
+    """The paper's own k and α_N, with both kinds of error of their product."""
+    paper_printed: dict[str, Any]
+    """k, alpha_N and alpha_m with their errors as Liu, Liu and Gore 2025 (arXiv 2505.10465, section 3.3) print them."""
     direct: AdditiveFit
     """L(m, D) on the same points as `fit`."""
     shape: AdditiveFit
     """L(m, ℓ, D) on the same points as `fit`."""
     shape_low: AdditiveFit
     """L(m, ℓ, D) by least squares without the 40 highest losses, as the paper on depth has it."""
+    depth_printed: dict[str, Any]
+    """What that paper (Liu, Kangaslahti, Liu and Gore 2026, arXiv 2602.05970) prints for its fit."""
     published: dict[str, dict[str, Any]]
 
     def to_dict(self) -> dict[str, Any]:
@@ -159,11 +164,11 @@ class ChinchillaSummary:
             "fit_all": self.fit_all.to_dict(),
             "width_exponent": asdict(self.width),
             "implied_alpha_m": asdict(self.implied),
-            "paper_alpha_m": {**asdict(self.paper), "printed": PAPER_ALPHA_M},
+            "paper_alpha_m": {**asdict(self.paper), "printed": printed_pair(self.paper_printed, "alpha_m")},
             "direct": self.direct.to_dict(),
             "shape": self.shape.to_dict(),
             "shape_without_highest": self.shape_low.to_dict(),
-            "shape_published": DEPTH_PAPER,
+            "shape_published": {name: self.depth_printed[name] for name in DEPTH_NAMES},
             "published": self.published,
         }
 
@@ -171,6 +176,9 @@ class ChinchillaSummary:
         """A readable block of lines."""
         i, w = self.implied, self.width
         span = f", 95 % {i.interval[0]:.3f} to {i.interval[1]:.3f}" if i.interval else ""
+        product, k, alpha = (
+            "{} ± {}".format(*printed_pair(self.paper_printed, name)) for name in ("alpha_m", "k", "alpha_N")
+        )
         return "\n".join(
             [
                 "Chinchilla: L(N, D) = E + A/N^alpha + B/D^beta, Huber on log loss",
@@ -182,9 +190,8 @@ class ChinchillaSummary:
                 f"  k = {w.k:.3f} ± {w.stderr:.3f} ({w.n_models} models)",
                 f"  implied alpha_m = k alpha_N = {i.value:.3f} ± {i.quadrature:.3f} (independent errors{span})",
                 (
-                    f"  the paper prints {PAPER_ALPHA_M[0]} ± {PAPER_ALPHA_M[1]}: from its {PAPER_K[0]} ± {PAPER_K[1]} and "
-                    f"{PAPER_ALPHA_N[0]} ± {PAPER_ALPHA_N[1]}, independent errors make ± {self.paper.quadrature:.3f}; "
-                    f"± {self.paper.linear:.3f} is their linear sum"
+                    f"  the paper prints {product}: from its {k} and {alpha}, independent errors make ± "
+                    f"{self.paper.quadrature:.3f}; ± {self.paper.linear:.3f} is their linear sum"
                 ),
                 _line("direct, L(m, D)", _parameters(self.direct)),
                 (
@@ -195,7 +202,7 @@ class ChinchillaSummary:
                 "Width and depth: L(m, l, D) = E + C_m/m^alpha_m + C_l/l^alpha_l + C_D/D^alpha_D",
                 _line(f"{self.shape.n_points} points", _parameters(self.shape)),
                 _line(f"{self.shape_low.n_points}, least squares", _parameters(self.shape_low)),
-                _line("arXiv 2602.05970", {name: f"{value}" for name, value in DEPTH_PAPER.items()}),
+                _line("arXiv 2602.05970", {name: f"{self.depth_printed[name]}" for name in DEPTH_NAMES}),
                 (
                     f"  both of the last without the {HIGHEST_LEFT_OUT} highest losses; ours also without the two that tie with "
                     "them, and with the shapes of Table A9"
@@ -230,6 +237,7 @@ def chinchilla_summary(bootstrap: int = 500, seed: int = 0) -> ChinchillaSummary
     from llmsuper.scaling.losses import load_losses, load_published_fits, load_shapes
 
     everything, shapes = load_losses("chinchilla"), load_shapes("chinchilla")
+    paper = load_published_fits("liu2025")["paper"]
     kept = everything[everything["excluded_by_besiroglu2024"] == 0]
     low = without_highest(everything, HIGHEST_LEFT_OUT)
     # one stream each, so that no fit's draws depend on which others were made
@@ -241,10 +249,12 @@ def chinchilla_summary(bootstrap: int = 500, seed: int = 0) -> ChinchillaSummary
         fit_all=fit_chinchilla(everything, bootstrap, rngs[1]),
         width=width,
         implied=_implied(width, fit, rngs[2]),
-        paper=implied_exponent(PAPER_K, PAPER_ALPHA_N),
+        paper=implied_exponent(printed_pair(paper, "k"), printed_pair(paper, "alpha_N")),
+        paper_printed=paper,
         direct=fit_width_data(with_shapes(kept, shapes), bootstrap, rngs[3]),
         shape=fit_width_depth_data(with_shapes(kept, shapes), bootstrap, rngs[4]),
         shape_low=fit_width_depth_data(with_shapes(low, shapes), bootstrap, rngs[5], SQUARES),
+        depth_printed=load_published_fits("liu2026")["printed"],
         published=load_published_fits("chinchilla"),
     )
 

@@ -1,8 +1,9 @@
 """Indexes a torch.save zip archive.
 
 The archive has a pickle (`data.pkl`), one stored record of raw bytes for each storage (`data/0`, …), and since torch
-2.1 a record `byteorder`. The list of records at the end and the pickle at the beginning are two reads; where the bytes
-of one storage begin only its own local header says, which torch pads so that they are aligned.
+2.1 a record `byteorder`. The list of records at the end and the pickle at the beginning are two reads. Where the bytes
+of one storage begin only its own local header says, which is a third, unless what is known already leaves one place:
+torch pads that header so that they are aligned, and they end where the next record begins.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import struct
 import zipfile
 import zlib
+from itertools import pairwise
 from typing import TYPE_CHECKING, Literal
 
 from llmsuper.hub.formats.pickle_symbols import MAX_BYTES, MalformedError, read_symbols
@@ -22,6 +24,10 @@ TAIL = (1 << 16) + 22
 """Bytes read at the end: as far as zipfile searches for the list of records, which usually fits in too."""
 AHEAD = 1 << 17
 """Bytes read after the pickle: `byteorder` and the local headers of the first storages, which are often the head."""
+ALIGNMENT, MOST_PADDING = 64, 64 + 32
+"""Bytes that torch aligns storages to, and as much as a local header may hold behind the name: padding and 64-bit sizes."""
+DESCRIPTORS: dict[bool, tuple[int, ...]] = {False: (0,), True: (16, 24)}
+"""Bytes behind the content by whether bit 3 of the flags is set: CRC-32 and sizes of 32 or 64 bits (APPNOTE.TXT 4.3.9)."""
 MAX_DIRECTORY = 5 << 20
 """Bytes; a record takes about 80."""
 LOCAL_HEADER = struct.Struct("<4s22xHH")
@@ -47,10 +53,15 @@ class RangeFile:
         """Exactly these bytes, which must lie within the file."""
         if not 0 <= offset <= offset + n <= self.size:
             raise MalformedError(f"the archive points to bytes {offset:,} to {offset + n:,} of {self.size:,}")
+        kept = self.kept(offset, n)
+        return self.source.read(offset, n) if kept is None else kept
+
+    def kept(self, offset: int, n: int) -> bytes | None:
+        """These bytes, if they need not be read."""
         for begin, data in self._kept:
             if begin <= offset and offset + n <= begin + len(data):
                 return data[offset - begin : offset - begin + n]
-        return self.source.read(offset, n)
+        return None
 
     def seekable(self) -> bool:
         return True
@@ -98,6 +109,8 @@ class ZipRecords:
         self._records = {info.filename: info for info in archive.infolist()}
         if len(self._records) < len(archive.infolist()):
             raise MalformedError("two records of the archive have one name")
+        starts = sorted({*(info.header_offset for info in archive.infolist()), self._end})
+        self._next = dict(pairwise(starts))
         self._folder = self._find_folder()
         pickle = self._record("data.pkl")
         if pickle.file_size > MAX_BYTES:
@@ -111,7 +124,8 @@ class ZipRecords:
         info = self._record(f"data/{storage.key}")
         if info.file_size != storage.nbytes:
             raise MalformedError(f"{info.filename!r} has {info.file_size:,} bytes, the pickle says {storage.nbytes:,}")
-        return self._begin(info), info.CRC or None
+        begin = None if self._file.kept(info.header_offset, LOCAL_HEADER.size) else self._aligned(info)
+        return self._begin(info) if begin is None else begin, info.CRC or None
 
     def _find_folder(self) -> str:
         """The folder that torch puts all records in, which is named after the file."""
@@ -148,6 +162,14 @@ class ZipRecords:
         if signature != b"PK\x03\x04" or begin + info.file_size > self._end:
             raise MalformedError(f"there is no record of {info.file_size:,} bytes at byte {info.header_offset:,}")
         return begin
+
+    def _aligned(self, info: zipfile.ZipInfo) -> int | None:
+        """Where the bytes of a record must begin to be aligned, and to end where the next record begins; None if unclear."""
+        least = info.header_offset + LOCAL_HEADER.size + len(info.filename.encode())
+        end = self._next.get(info.header_offset, 0) - info.file_size
+        places = [end - behind for behind in DESCRIPTORS[bool(info.flag_bits & 8)]]
+        places = [at for at in places if at % ALIGNMENT == 0 and least <= at <= least + MOST_PADDING]
+        return places[0] if len(places) == 1 else None
 
     def _content(self, info: zipfile.ZipInfo) -> bytes:
         data = self._file.at(self._begin(info), info.file_size)
