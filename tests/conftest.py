@@ -46,6 +46,23 @@ def empty_home() -> None:
 empty_home()
 
 
+LONGEST = [
+    Path(__file__).with_name(f"test_{name}.py")
+    for name in ("olah", "triton", "rowcache", "action", "faults", "fuzz", "notebooks", "cli")
+]
+"""Begun first, so that no core waits at the end for one of them: a file is run by one process. olah installs a program."""
+assert all(path.is_file() for path in LONGEST)
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """pytest-xdist would begin with the files of the most tests, and end with the few tests that take a minute each."""
+    config.option.loadscopereorder = False
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: LONGEST.index(item.path) if item.path in LONGEST else len(LONGEST))
+
+
 class NetworkError(BaseException):
     """A test tried to leave the machine; not an Exception, so that no retry or fallback can hide it."""
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib
 import json
 import re
 import shlex
@@ -60,10 +61,13 @@ def lists(hub: FakeHub, tmp_path: Path) -> Path:
 
 
 @pytest.mark.parametrize(
-    ("program", "pattern"), [("sh", "EleutherAI/pythia-*"), ("bash", '"EleutherAI/pythia-*"')], ids=["sh", "bash"]
+    ("program", "verb", "pattern"),
+    [("sh", "overlap", "EleutherAI/pythia-*"), ("bash", "models", '"EleutherAI/pythia-*"')],
+    ids=["sh", "bash"],
 )
-def test_a_glob_works_quoted_and_not(program: str, pattern: str, lists: Path) -> None:
-    done = shell(f"llmsuper overlap {pattern} --lists {lists} -q", program)
+def test_a_glob_works_quoted_and_not(program: str, verb: str, pattern: str, lists: Path) -> None:
+    """A verb that measures, and one that starts in no time: both take patterns from the same argument."""
+    done = shell(f"llmsuper {verb} {pattern} --lists {lists} -q", program)
     assert (done.returncode, done.stderr) == (0, "")
     assert [line.split("\t")[0] for line in done.stdout.splitlines()] == list(FAMILY)
 
@@ -259,8 +263,20 @@ def test_sizes_for_people() -> None:
 # ---- help
 
 
+SMALLER: dict[str, tuple[str, dict[str, Any]]] = {
+    "backends": (
+        "llmsuper.cli.backends",
+        {"TIMED": (300, 40), "PEAK_SIZE": 64, "COPY_BYTES": 1 << 16, "ROUNDS": 1},
+    ),
+    "report": ("llmsuper.report.sources", {"DRAWS": 20, "CHINCHILLA_DRAWS": 3}),
+}
+"""Constants by verb that say how often its example does a thing, or how much of it; nothing here looks at what they set."""
+
+
 @pytest.mark.parametrize("verb", main.commands)
-def test_every_verb_has_help_with_an_example_that_runs(verb: str, hub: FakeHub, tmp_path: Path) -> None:
+def test_every_verb_has_help_with_an_example_that_runs(
+    verb: str, hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     told = succeed(verb, "-h").stdout
     assert told == succeed(verb, "--help").stdout
     options = [option for option in main.commands[verb].params if isinstance(option, click.Option)]
@@ -273,6 +289,9 @@ def test_every_verb_has_help_with_an_example_that_runs(verb: str, hub: FakeHub, 
     if verb in ("models", "plan", "overlap"):  # the same words, of models that are small
         lists = ["--lists", model_list(tmp_path / "lists", "pythia", "EleutherAI/pythia-70m", width=64)]
     (tmp_path / "README.md").write_text("a text of words, and words again")  # what `tokens` counts
+    module, constants = SMALLER.get(verb, ("llmsuper", {}))
+    for name, value in constants.items():
+        monkeypatch.setattr(importlib.import_module(module), name, value)
     program, *arguments = shlex.split(example[1])
     done = succeed(*arguments, *lists)
     assert program == "llmsuper"

@@ -45,12 +45,25 @@ def test_the_same_number_is_the_same_file() -> None:
     assert len(DAMAGES) == 8
 
 
-def test_undamaged_files_are_the_same_in_every_process() -> None:
-    code = "from tests.fuzz import FORMATS; print([content for made in FORMATS.values() for content in made.valid()])"
-    here = [content for made in FORMATS.values() for content in made.valid()]
-    root = Path(__file__).parent.parent
-    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == repr(here)
+APART = """
+import sys
+from tests.fuzz import FORMATS, main
+
+sys.argv.append("--bombs")
+main()
+print([content for made in FORMATS.values() for content in made.valid()])
+"""
+
+
+@pytest.fixture(scope="module")
+def apart() -> list[str]:
+    """The lines that another process prints: the table of its bombs, and its undamaged files."""
+    command, root = [sys.executable, "-c", APART], Path(__file__).parent.parent
+    return subprocess.run(command, cwd=root, capture_output=True, text=True, check=True).stdout.splitlines()
+
+
+def test_undamaged_files_are_the_same_in_every_process(apart: list[str]) -> None:
+    assert apart[-1] == repr([content for made in FORMATS.values() for content in made.valid()])
 
 
 def test_a_hang_ends() -> None:
@@ -59,11 +72,9 @@ def test_a_hang_ends() -> None:
             pass
 
 
-def test_bombs_stay_small() -> None:
+def test_bombs_stay_small(apart: list[str]) -> None:
     """Each in a process of its own, whose growth and processor time are counted."""
-    command = [sys.executable, "-m", "tests.fuzz", "--bombs"]
-    done = subprocess.run(command, cwd=Path(__file__).parent.parent, capture_output=True, text=True, check=True)
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in done.stdout.splitlines()[2:]]
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in apart[2:-1]]
     assert [(row[0], row[1]) for row in rows] == [(name, bomb) for name, bombs in BOMBS.items() for bomb in bombs]
     for row in rows:
         outcome, mib, seconds = row[3:]
