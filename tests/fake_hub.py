@@ -21,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from tests import fake_hub_api
 
 if TYPE_CHECKING:
-    from collections.abc import Collection, Iterator, Mapping
+    from collections.abc import Callable, Collection, Iterator, Mapping
 
 PIECE = 256 << 10
 """Bytes read and sent at a time, so that a file larger than memory can be served."""
@@ -209,6 +209,8 @@ class FakeHub:
             self.renamed: dict[str, str] = {}
             self.tokens = {"hf_valid"}
             self.faults: list[Fault] = []
+            self.before_the_end: Callable[[], object] = lambda: None
+            """What happens between the last byte of a body and the FIN or RST that a fault has it end by."""
             self.log: list[Request] = []
 
     def add(self, repo_id: str, files: Mapping[str, Content], *, branch: str = "main", **about: Any) -> str:

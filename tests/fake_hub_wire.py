@@ -157,7 +157,8 @@ class Wire(BaseHTTPRequestHandler):
         if self.command == "HEAD":
             return
         self._send_pieces(SPOILERS[kind](pieces, arg, self.server.hub) if kind in SPOILERS else pieces)
-        if kind == "cut":
+        if kind in ("cut", "rst"):
+            self.server.hub.before_the_end()
             self.close_connection = True
         if kind == "rst":
             self._reset_connection()

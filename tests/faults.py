@@ -197,6 +197,8 @@ class Trouble:
     arguments: tuple[str, ...] = ()
     model: str = REPO
     environment: dict[str, str] = field(default_factory=dict)
+    patience: float = 10.0
+    """Seconds that the client waits for the next bytes of a body: long, so that a busy machine is no fault of its own."""
     run: Callable[[list[str]], tuple[int, str]] = field(default=lambda arguments: in_this_process(arguments))
     passes: bool = True
     """Whether the same command succeeds once the Hub is well again."""
@@ -247,7 +249,7 @@ RECOVERED: dict[str, Trouble] = {
     "a stalled body": Trouble(
         "the rows' body stops half way for longer than the client waits",
         of_the_rows("stall_body", lambda subject: (middle(subject), 600)),
-        again=middle,
+        patience=0.5,
     ),
     "no Content-Length": Trouble(
         "every body chunked, without Content-Length",
@@ -412,8 +414,8 @@ class Ran:
 
 
 @contextlib.contextmanager
-def hurried() -> Iterator[None]:
-    """Retries wait for milliseconds, ours and those of the Hub's client; a stalled body is given up after 0.3 s."""
+def hurried(patience: float) -> Iterator[None]:
+    """Retries wait for milliseconds, ours and those of the Hub's client; a stalled body is given up after `patience`."""
     from huggingface_hub import constants  # read from the environment at import: after `conftest` has set it
 
     assert HUB.url == constants.ENDPOINT
@@ -421,7 +423,7 @@ def hurried() -> Iterator[None]:
     with (
         patch.object(Patience, "pause", 0.001),
         patch.object(time, "sleep", lambda seconds: sleep(min(seconds, 0.01))),
-        patch.object(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.3),
+        patch.object(constants, "HF_HUB_DOWNLOAD_TIMEOUT", patience),
     ):
         yield
 
@@ -437,7 +439,7 @@ def run(trouble: Trouble, subject: Subject, folder: Path) -> Ran:
     """`llmsuper overlap` on what HUB serves now, with the store in `folder`."""
     HUB.take_log()
     arguments = [trouble.model, *subject.arguments, *trouble.arguments, "-q", "--results", str(folder)]
-    with hurried(), patch.dict(os.environ, trouble.environment):
+    with hurried(trouble.patience), patch.dict(os.environ, trouble.environment):
         status, error = trouble.run(arguments)
     return Ran(
         status,

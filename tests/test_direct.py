@@ -18,11 +18,11 @@ from huggingface_hub.utils._http import default_client_factory
 
 from llmsuper.errors import HubError
 from llmsuper.hub.client import Patience
-from llmsuper.hub.direct import DirectConnections, is_sunny
+from llmsuper.hub.direct import PIECE, DirectConnections, is_sunny
 from llmsuper.hub.source import HubFile
 from tests import test_source
 from tests.fake_hub import FakeHub
-from tests.test_source import BEGIN, DATA, FILE, PART, RECOVERED, REPO, RUINED
+from tests.test_source import BEGIN, DATA, FILE, PART, RECOVERED, REPO, RUINED, cut_when_taken
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -183,6 +183,23 @@ def test_a_refusal_leaves_no_connection_behind(hub: FakeHub, source: HubFile, us
     assert source.read(BEGIN, len(PART)) == PART
 
 
+@pytest.mark.parametrize("kind", ["cut", "rst"])
+@pytest.mark.parametrize("count", [1, 70_000, PIECE, PIECE + 1, len(PART) - 1])
+def test_what_has_arrived_is_not_asked_for_again(
+    hub: FakeHub, source: HubFile, used: list[str], kind: str, count: int
+) -> None:
+    cut_when_taken(hub, source, kind, count)
+    assert len(used) == 1
+
+
+def test_a_connection_that_the_server_will_close_is_read_to_its_end_and_not_kept(
+    hub: FakeHub, source: HubFile, used: list[str]
+) -> None:
+    hub.fault("headers", FILE, origin="cdn", times=2, arg={"Connection": "close"})
+    assert [source.read(BEGIN, len(PART)), source.read(0, 10)] == [PART, DATA[:10]]
+    assert (len(used), kept(source), source.moved, source.requests) == (2, 0, len(PART) + 10, 3)
+
+
 def test_a_redirect_is_followed_by_the_client(hub: FakeHub, source: HubFile, used: list[str]) -> None:
     source.read(0, 10)
     hub.fault("status", FILE, origin="cdn", times=2, arg=(302, {"Location": f"{used[0]}&again=1"}, b""))
@@ -229,6 +246,12 @@ def test_a_body_that_stalls_by_way_of_the_client(
 
 
 @pytest.mark.usefixtures("_clouded")
+@pytest.mark.parametrize("kind", ["cut", "rst"])
+def test_what_has_arrived_by_way_of_the_client(hub: FakeHub, source: HubFile, kind: str) -> None:
+    cut_when_taken(hub, source, kind, PIECE + 1)
+
+
+@pytest.mark.usefixtures("_clouded")
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_the_shared_client_may_be_closed(hub: FakeHub, source: HubFile) -> None:
     test_source.test_the_shared_client_may_be_closed_in_the_middle_of_a_body(hub, source)
@@ -237,18 +260,25 @@ def test_the_shared_client_may_be_closed(hub: FakeHub, source: HubFile) -> None:
 # ---- TLS
 
 
-@pytest.fixture
-def certificate(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
-    """Of a CDN that speaks TLS, which nobody has signed."""
+@pytest.fixture(scope="module")
+def certificate(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """One that nobody has signed, and its key."""
     if shutil.which("openssl") is None:
         pytest.skip("there is no openssl here, which makes the certificate")
-    path, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    folder = tmp_path_factory.mktemp("certificate")
+    path, key = folder / "certificate.pem", folder / "key.pem"
     command = ["openssl", "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "1", "-subj", "/CN=loopback"]
     command += ["-addext", "subjectAltName=IP:127.0.0.1,IP:127.0.0.2"]
     subprocess.run([*command, "-keyout", key, "-out", path], check=True, capture_output=True)
+    return path, key
+
+
+@pytest.fixture
+def secure(hub: FakeHub, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> Iterator[FakeHub]:
+    """A Hub whose CDN speaks TLS, which is where `hub` sends clients to."""
     secure = FakeHub()
     context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-    context.load_cert_chain(path, key)
+    context.load_cert_chain(*certificate)
     server = secure.servers[1]
     server.handle_error = lambda *_: None  # a client that does not trust it hangs up
     server.socket = context.wrap_socket(server.socket, server_side=True, do_handshake_on_connect=False)
@@ -256,23 +286,46 @@ def certificate(hub: FakeHub, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     secure.generation = hub.generation  # it is to honour what `hub` signs, whatever expired there before
     monkeypatch.setattr(hub, "cdn_url", secure.cdn_url.replace("http:", "https:"))
     close_session()  # which read the environment when it was made
-    yield path
+    yield secure
     secure.close()
     close_session()
 
 
-def test_tls_trusts_what_the_client_trusts(
-    hub: FakeHub, certificate: Path, used: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
-    source = HubFile(REPO, FILE, hub.add(REPO, {FILE: DATA}))
-    assert [source.read(BEGIN, len(PART)), source.read(0, 10)] == [PART, DATA[:10]]
+@pytest.fixture
+def trusted(hub: FakeHub, secure: FakeHub, certificate: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch) -> HubFile:
+    """The file on that CDN, whose certificate is trusted."""
+    monkeypatch.setenv("SSL_CERT_FILE", str(certificate[0]))
+    assert hub.cdn_url.endswith(secure.cdn_url.removeprefix("http"))
+    return HubFile(REPO, FILE, hub.add(REPO, {FILE: DATA}))
+
+
+def test_tls_trusts_what_the_client_trusts(trusted: HubFile, used: list[str]) -> None:
+    assert [trusted.read(BEGIN, len(PART)), trusted.read(0, 10)] == [PART, DATA[:10]]
     assert [url.split(":")[0] for url in used] == ["https", "https"]
-    assert kept(source) == 1
-    source.close()
+    assert kept(trusted) == 1
+    trusted.close()
 
 
-@pytest.mark.usefixtures("certificate")
+@pytest.mark.parametrize("kind", ["cut", "rst"])
+@pytest.mark.parametrize("count", [1, PIECE + 1])
+def test_what_has_arrived_over_tls_is_not_asked_for_again(
+    secure: FakeHub, trusted: HubFile, used: list[str], kind: str, count: int
+) -> None:
+    cut_when_taken(secure, trusted, kind, count)
+    assert [url.split(":")[0] for url in used] == ["https"]
+
+
+def test_a_body_that_stalls_over_tls(secure: FakeHub, trusted: HubFile, monkeypatch: pytest.MonkeyPatch) -> None:
+    test_source.test_a_body_that_stalls_is_cut_and_resumed(secure, trusted, monkeypatch)
+
+
+def test_tls_that_the_server_will_close_is_read_to_its_end(secure: FakeHub, trusted: HubFile, used: list[str]) -> None:
+    secure.fault("headers", FILE, origin="cdn", arg={"Connection": "close"})
+    assert trusted.read(BEGIN, len(PART)) == PART
+    assert (len(used), kept(trusted), trusted.moved) == (1, 0, len(PART))
+
+
+@pytest.mark.usefixtures("secure")
 def test_tls_that_is_not_trusted_is_refused(hub: FakeHub, used: list[str]) -> None:
     source = HubFile(REPO, FILE, hub.add(REPO, {FILE: DATA}))
     with pytest.raises(HubError, match=r"the connection failed .*certificate verify failed"):

@@ -21,10 +21,14 @@ from huggingface_hub.utils._http import default_client_factory
 
 from llmsuper.errors import CheckpointError, HubError, UnknownNameError
 from llmsuper.hub import client
+from llmsuper.hub.checkpoint import LAYOUTS
 from llmsuper.hub.client import REFUSALS, STATUSES, Patience, hub_errors
-from llmsuper.hub.repository import open_repository
+from llmsuper.hub.repository import MOST_BYTES, open_repository
 from llmsuper.hub.source import HubFile, LocalFile
+from llmsuper.hub.vocabulary import TOKENIZER_FILES
 from llmsuper.types import ModelEntry
+from tests.checkpoints import pythia_like
+from tests.command import llmsuper, the_error
 from tests.fake_hub import File
 
 if TYPE_CHECKING:
@@ -116,11 +120,28 @@ def test_the_range_is_exact_in_spite_of(hub: FakeHub, source: HubFile, name: str
     assert source.moved == len(PART), "nothing that arrived is fetched again"
 
 
+def cut_when_taken(cdn: FakeHub, source: HubFile, kind: str, count: int) -> None:
+    """Cuts a body once `count` bytes of it are seen in the buffer, which no kernel can then discard."""
+    buffer = bytearray(byte ^ 0xFF for byte in PART)
+
+    def taken() -> None:
+        while buffer[:count] != PART[:count] and not cdn.released.wait(0.001):
+            pass
+
+    cdn.before_the_end = taken
+    cdn.fault(kind, FILE, origin="cdn", arg=count)
+    cdn.take_log()
+    source.read_into(BEGIN, memoryview(buffer))
+    assert buffer == PART
+    assert [request.range for request in cdn.take_log()] == [f"bytes={BEGIN + at}-{END - 1}" for at in (0, count)]
+    assert source.moved == len(PART)
+
+
 def test_a_body_that_stalls_is_cut_and_resumed(hub: FakeHub, source: HubFile, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.1)
+    monkeypatch.setattr(constants, "HF_HUB_DOWNLOAD_TIMEOUT", 0.5)
     hub.fault("stall_body", FILE, origin="cdn", arg=(50_000, 30))
     assert source.read(BEGIN, len(PART)) == PART
-    assert len(hub.take_log()) == 2
+    assert [request.range for request in hub.take_log()] == [f"bytes={at}-{END - 1}" for at in (BEGIN, BEGIN + 50_000)]
 
 
 @pytest.mark.parametrize("after", [0, 3])
@@ -316,6 +337,7 @@ UNREACHABLE: dict[str, tuple[str, Any, str]] = {
     "log-in page": ("html", None, "the answer is not JSON"),
     "another service": ("status", (200, {}, b"{}"), "the answer is not that of a Hub"),
     "a list": ("status", (200, {}, b"[]"), "the answer is not that of a Hub"),
+    "a bottomless list": ("status", (200, {}, b"[" * 100_000), "the answer is not that of a Hub"),
     "no sizes": (
         "status",
         (200, {}, json.dumps({"id": REPO, "sha": "0" * 40, "siblings": [{"rfilename": "a"}]}).encode()),
@@ -462,6 +484,75 @@ def test_going_offline_between_two_files(hub: FakeHub, monkeypatch: pytest.Monke
         repository.fetch("config.json")
     with pytest.raises(HubError, match="offline mode is on"):
         repository.open(FILE)
+
+
+# ---- files that are read whole
+
+READ_WHOLE = ("config.json", *(layout.sharded for layout in LAYOUTS), *TOKENIZER_FILES)
+
+
+def checkpoint_with(name: str, content: Any) -> dict[str, Any]:
+    """A checkpoint of which that file is read."""
+    files: dict[str, Any] = {**pythia_like(rows=64, columns=16, tokens=60), "vocab.json": b'{"a": 0}'}
+    for other in ("model.safetensors",) * ("index" in name) + ("tokenizer.json",) * (name in TOKENIZER_FILES):
+        del files[other]
+    return {**files, name: content}
+
+
+def sparse(path: Path, size: int) -> Path:
+    with path.open("wb") as file:
+        file.truncate(size)
+    return path
+
+
+@pytest.mark.parametrize("name", READ_WHOLE)
+def test_a_file_too_large_to_be_read_whole_is_not_fetched(hub: FakeHub, tmp_path: Path, name: str) -> None:
+    content = File(sparse(tmp_path / name, MOST_BYTES + 1), lfs=True, etag="ab" * 32)
+    hub.add(REPO, checkpoint_with(name, content))
+    done = llmsuper("overlap", REPO, "-q", "--results", tmp_path / "results")
+    assert done.exit_code == CheckpointError.exit_code
+    said = re.search(f"^{REPO}: {name} has {MOST_BYTES + 1:,} bytes .* up to {MOST_BYTES:,}. Use", the_error(done))
+    assert said, the_error(done)
+    assert ("--rows all" in the_error(done)) == (name in TOKENIZER_FILES)
+    assert not [request for request in hub.take_log() if name in request.target]
+
+
+@pytest.mark.parametrize("name", READ_WHOLE)
+def test_a_local_file_too_large_to_be_read_whole(tmp_path: Path, name: str) -> None:
+    for file, content in checkpoint_with(name, b"").items():
+        (tmp_path / file).write_bytes(content)
+    sparse(tmp_path / name, MOST_BYTES + 1)
+    done = llmsuper("overlap", tmp_path, "-q", "--results", tmp_path / "results")
+    assert done.exit_code == CheckpointError.exit_code
+    assert f"{name} has {MOST_BYTES + 1:,} bytes" in the_error(done)
+
+
+def test_the_tokenizer_may_be_too_large_where_every_row_counts(hub: FakeHub, tmp_path: Path) -> None:
+    large = File(sparse(tmp_path / "large", MOST_BYTES + 1), lfs=True, etag="ab" * 32)
+    hub.add(REPO, checkpoint_with("tokenizer.json", large))
+    done = llmsuper("overlap", REPO, "-q", "--rows", "all", "--results", tmp_path / "results")
+    assert done.exit_code == 0, done.stderr
+
+
+def test_the_largest_file_that_is_read_whole(hub: FakeHub, monkeypatch: pytest.MonkeyPatch) -> None:
+    hub.add(REPO, {"config.json": b"{}"})
+    opened = open_repository(ModelEntry(REPO))
+    monkeypatch.setattr("llmsuper.hub.repository.MOST_BYTES", 1)
+    with pytest.raises(
+        CheckpointError, match=r"config.json has 2 bytes .* up to 1\. Use a revision where it is what its name says\.$"
+    ):
+        opened.fetch("config.json")
+    monkeypatch.setattr("llmsuper.hub.repository.MOST_BYTES", 2)
+    assert opened.fetch("config.json").read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize("opening", [b"[", b'{"a":'])
+@pytest.mark.parametrize("name", READ_WHOLE)
+def test_a_file_that_is_nested_without_end(hub: FakeHub, tmp_path: Path, name: str, opening: bytes) -> None:
+    hub.add(REPO, checkpoint_with(name, opening * 100_000))
+    done = llmsuper("overlap", REPO, "-q", "--results", tmp_path / "results")
+    assert done.exit_code == CheckpointError.exit_code
+    assert re.search(f"{name}( is|:) not .*recursion", the_error(done))
 
 
 # ---- files on this machine

@@ -29,6 +29,8 @@ BESIDE = (
     "tokenizer_config.json",
 )
 """Files that are used when they lie beside a single weight file that was given by its path."""
+MOST_BYTES = 100_000_000
+"""Of a file that is read whole: three times the largest tokenizer.json, five times the index of the largest models."""
 
 
 class Repository(Protocol):
@@ -57,7 +59,10 @@ class Repository(Protocol):
         """The file as a source of byte ranges; from the Hub cache where it holds the file at this commit."""
 
     def fetch(self, file: str) -> Path:
-        """A small file as a path on this machine; a file of the Hub is kept in the Hub cache."""
+        """A small file as a path on this machine; a file of the Hub is kept in the Hub cache.
+
+        Raises `CheckpointError` for one of more than MOST_BYTES, before any of it is moved.
+        """
 
     def uncached_bytes(self, files: Iterable[str]) -> int:
         """Bytes that `fetch` of those of `files` that there are would still move over the network."""
@@ -85,7 +90,7 @@ class HubRepository:
         return self._opened[file]
 
     def fetch(self, file: str) -> Path:
-        _require(self, file)
+        _require_small(self, file)
         from huggingface_hub import hf_hub_download
 
         from llmsuper.version import __version__
@@ -136,7 +141,7 @@ class LocalRepository:
         return LocalFile(self.folder / file)
 
     def fetch(self, file: str) -> Path:
-        _require(self, file)
+        _require_small(self, file)
         return self.folder / file
 
     def uncached_bytes(self, files: Iterable[str]) -> int:  # noqa: ARG002
@@ -195,7 +200,7 @@ def _open_hub(entry: ModelEntry, token: str | None, cache: RowCache | None) -> H
             if cached is None:
                 raise
             return cached
-        except (KeyError, TypeError) as error:  # JSON, but not the Hub's
+        except (KeyError, TypeError, RecursionError) as error:  # JSON, but not the Hub's
             raise HubError(
                 f"{name}: the answer is not that of a Hub. Check that HF_ENDPOINT is a Hugging Face Hub."
             ) from error
@@ -224,7 +229,7 @@ def _sizes(api: HfApi, repo: str, commit: str, files: list[str]) -> dict[str, in
         if is_transient(error):
             raise
         return {}  # it does not know this question either
-    except (KeyError, TypeError):  # JSON, but not the Hub's
+    except (KeyError, TypeError, RecursionError):  # JSON, but not the Hub's
         return {}
     return {entry.path: entry.size for entry in found if isinstance(entry, RepoFile)}
 
@@ -249,3 +254,15 @@ def _open_cache(entry: ModelEntry, token: str | None) -> HubRepository | None:
 def _require(repository: HubRepository | LocalRepository, file: str) -> None:
     if file not in repository.files:
         raise CheckpointError(f"{repository.entry.name}: there is no file {file!r}. Check the repository's file list.")
+
+
+def _require_small(repository: HubRepository | LocalRepository, file: str) -> None:
+    _require(repository, file)
+    if repository.files[file] > MOST_BYTES:
+        from llmsuper.hub.vocabulary import TOKENIZER_FILES
+
+        raise CheckpointError(
+            f"{repository.entry.name}: {file} has {repository.files[file]:,} bytes and would be read whole, which is done "
+            f"up to {MOST_BYTES:,}. Use a revision where it is what its name says"
+            f"{', or count every stored row with --rows all' if file in TOKENIZER_FILES else ''}."
+        )

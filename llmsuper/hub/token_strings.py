@@ -56,15 +56,17 @@ def token_strings(repository: Repository, ids: Collection[int]) -> dict[int, str
 def name_pairs(
     statistics: dict[str, dict[str, dict[str, Any]]], repository: Repository, location: HeadLocation, *, strings: bool
 ) -> None:
-    """Put `ids` beside the rows of the closest pairs in `statistics`, and `tokens`, their strings.
+    """Put `ids` beside the rows of the closest pairs and of crowds in `statistics`, and `tokens`, their strings.
 
     `tokens` is null where the rows are not known to be tokens (`strings` is false) or where no file has their strings.
     """
-    pairs = [pair for of in statistics.values() if "pairs" in of for pair in of["pairs"]["closest_pairs"]]
+    found_pairs = [of["pairs"] for of in statistics.values() if "pairs" in of]
+    named = [one for found in found_pairs for one in (*found["closest_pairs"], *found["largest_crowds"])]
     start, step = location.row_ids or (0, 1)
-    for pair in pairs:
-        pair["ids"] = [start + step * pair["row"], start + step * pair["other"]]
-    wanted = {number for pair in pairs for number in pair["ids"]} if strings else set()
+    for one in named:
+        rows = one["rows"] if "rows" in one else [one["row"], one["other"]]
+        one["ids"] = [start + step * row for row in rows]
+    wanted = {number for one in named for number in one["ids"]} if strings else set()
     found = token_strings(repository, wanted) if wanted else {}
-    for pair in pairs:
-        pair["tokens"] = [found.get(number) for number in pair["ids"]] if found else None
+    for one in named:
+        one["tokens"] = [found.get(number) for number in one["ids"]] if found else None
