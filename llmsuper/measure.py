@@ -94,8 +94,9 @@ def measure_heads(
     """Measure each entry that has no record yet and store it; one outcome an entry, as soon as it is known.
 
     A head counts as measured when the store has a record of the same repo, commit, rows rule, tensor and version of
-    llmsuper that holds every statistic asked for. What a record holds besides is measured again with the rest, so that
-    nothing stored is lost. An error stops its own entry and no other; a backend that cannot run here stops the run.
+    llmsuper that holds every statistic asked for; where a sample of pairs is asked for, a record of all pairs or of the same
+    sample. What a record holds besides is measured again with the rest, so that nothing stored is lost. An error stops its own
+    entry and no other; a backend that cannot run here stops the run.
 
     Several processes (all of which call this, and get the same outcomes) take as many entries at a time as they are, and the
     first of them asks the Hub and the store about these. Then each measures one, except that all share the rows of a head
@@ -153,21 +154,22 @@ def _job(
     entry: ModelEntry, store: ResultStore, settings: Settings, cache: RowCache | None, force: bool
 ) -> Outcome | _Job:
     repository = open_entry(entry, cache, settings.file, allow_pr=settings.allow_pr)
-    found = store.find(
-        repo=repository.entry.repo,
-        commit=repository.commit,
-        row_rule=settings.row_rule,
-        version=__version__,
-        tensor=settings.lm_head,
-        file=settings.file,
-    )
-    held = set(found.statistics[found.row_class]) if found is not None else set()
+    asked = set(settings.statistics)
+    look = partial(store.find, repo=repository.entry.repo, commit=repository.commit, **settings.key)
+    found = look()
+    if settings.sample is not None and (force or not asked <= _held(found)):
+        found = look(sample=settings.sample)
+    held = _held(found)
     said = found is not None and set(repository.notes) <= set(found.notes)
-    if found is not None and said and held >= set(settings.statistics) and not force:
+    if found is not None and said and asked <= held and not force:
         # two revisions may be one commit, which has one record: this is what it says of the revision asked for
         return Outcome(entry, replace(found, revision=entry.revision), stored=True)
-    wanted = tuple(name for name in STATISTICS if name in held or name in settings.statistics)
+    wanted = tuple(name for name in STATISTICS if name in held | asked)
     return _Job(entry, _find(repository, cache, settings), replace(settings, statistics=wanted))
+
+
+def _held(record: HeadRecord | None) -> set[str]:
+    return set() if record is None else set(record.statistics[record.row_class])
 
 
 def _measured(
@@ -251,6 +253,7 @@ def _measure(job: _Job, cache: RowCache | None, watch: Watch | None, processes: 
                     reduce=reduce,
                     every_block=head.rows(on_bytes),
                     share=processes,
+                    sample=settings.sample,
                     progress=advance.step if isinstance(advance, Progress) else None,
                 )
                 name_pairs(statistics, found.repository, location, strings=mask is not None)
@@ -286,6 +289,7 @@ def _measure(job: _Job, cache: RowCache | None, watch: Watch | None, processes: 
             "precision": backend.precision,
             "tensor_by_name": settings.lm_head is not None,
             "file_by_name": settings.file is not None,
+            **({} if settings.sample is None else {"sample": settings.sample}),
             "bytes_moved": moved,
             **({"bytes_moved_by_process": [moved for moved, _ in by_process]} if processes.count > 1 else {}),
             "requests": requests,

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
-from llmsuper.errors import lookup
+from llmsuper.errors import LlmsuperError, lookup
 from llmsuper.geometry import DEFAULT_STATISTICS
 from llmsuper.geometry.suite import passes
+from llmsuper.geometry.tile_list import check_sample
 from llmsuper.kernels.precision import PRECISIONS
+from llmsuper.version import __version__
 
 if TYPE_CHECKING:
     from llmsuper.types import RowRule
@@ -39,13 +41,27 @@ class Settings:
     """A name in `kernels.precision.PRECISIONS`, or `auto`, which keeps the promise of 1e-6 at the least cost."""
     shard: Literal["auto", "rows", "models"] = "auto"
     """What several processes share: the rows of each head, the models, or as `measure_heads` sees fit."""
+    sample: float | None = None
+    """Of `pairs` look at this share (below 1) or number of the tiles, chosen at random; None: at all of them."""
 
     def __post_init__(self) -> None:
         passes(self.statistics)  # raises for a name that no statistic has
         if self.precision != "auto":
             lookup(dict[str, object](PRECISIONS.items()), self.precision, "precision")
+        if self.sample is not None:
+            check_sample(self.sample)
+            if "pairs" not in self.statistics:
+                raise LlmsuperError(
+                    f"a sample of {self.sample:g} is one of pairs, and {', '.join(self.statistics)} need none. "
+                    "Ask for the statistic `pairs` as well, or for no sample."
+                )
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """What tells records of one commit from each other, in the words of `ResultStore.find`, but for the sample."""
+        return {"version": __version__, "row_rule": self.row_rule, "tensor": self.lm_head, "file": self.file}
 
     @property
     def passes(self) -> int:
         """How often the rows are read, at least."""
-        return passes(self.statistics)
+        return passes(self.statistics) + (self.sample is not None)

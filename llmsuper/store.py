@@ -97,7 +97,7 @@ class RecordStore(ABC, Generic[R]):
 
 
 class ResultStore(RecordStore[HeadRecord]):
-    """A folder of head records, one file per (repo, commit, tensor, rows rule, version of llmsuper)."""
+    """A folder of head records, one file per (repo, commit, tensor, rows rule, sample of pairs, version of llmsuper)."""
 
     def file_name(self, record: HeadRecord) -> str:
         return file_name(record)
@@ -108,14 +108,34 @@ class ResultStore(RecordStore[HeadRecord]):
     def load(self, loaded: dict[str, Any]) -> HeadRecord:
         return HeadRecord(**{**loaded, "notes": tuple(loaded["notes"])})
 
+    def frame(self) -> pd.DataFrame:
+        """One row per record; of a head with a record that is of no sample, not those that are of one."""
+        import pandas as pd
+
+        records = list(self.records())
+        whole = {file_name(record) for record in records if _sample(record) is None}
+        return pd.DataFrame([flat(r) for r in records if _sample(r) is None or _file_name(r, sample=None) not in whole])
+
     def find(
-        self, *, repo: str, commit: str, row_rule: str, version: str, tensor: str | None = None, file: str | None = None
+        self,
+        *,
+        repo: str,
+        commit: str,
+        row_rule: str,
+        version: str,
+        tensor: str | None = None,
+        file: str | None = None,
+        sample: float | None = None,
     ) -> HeadRecord | None:
-        """The record made by that version: of what was found to be the head, or of `tensor` or `file`, asked for by name."""
+        """The record made by that version: of what was found to be the head, or of `tensor` or `file`, asked for by name.
+
+        sample: the sample of pairs that it is to be of; None finds no record of a sample.
+        """
         for path in sorted(self.folder.glob(f"{_slug(repo, commit)}.*.{row_rule}.json")):
             record = self._read(path)
             same = (record.repo, record.commit, record.row_rule, record.made_by.get("version"))
-            if same == (repo, commit, row_rule, version) and _asked(record) == (tensor, file):
+            asked = (*_asked(record), _sample(record))
+            if same == (repo, commit, row_rule, version) and asked == (tensor, file, sample):
                 return record
         return None
 
@@ -137,12 +157,19 @@ class _Writing:
 
 
 def file_name(record: HeadRecord) -> str:
-    """The record's key as a file name: repo, commit, version of llmsuper, tensor, rows rule.
+    """The record's key as a file name: repo, commit, version of llmsuper, tensor, sample of pairs, rows rule.
 
-    A tensor asked for by name has a record of its own, even where it is the head: its rows are not told from padding.
+    A tensor asked for by name has a record of its own, even where it is the head: its rows are not told from padding. So has
+    a sample of pairs, which is to replace no record of all.
     """
+    return _file_name(record, _sample(record))
+
+
+def _file_name(record: HeadRecord, sample: float | None) -> str:
     tensor, file = _asked(record)
     asked = (".by-name" if tensor else "") + (f".{_safe(file)}" if file else "")
+    if sample is not None:
+        asked += f".sample-{_safe(repr(sample).removesuffix('.0'))}"
     version = _safe(f"v{record.made_by['version']}")
     return f"{_slug(record.repo, record.commit)}.{version}.{_safe(record.tensor)}{asked}.{record.row_rule}.json"
 
@@ -153,10 +180,11 @@ def to_json(record: Any, indent: int | None = None) -> str:
 
 
 def flat(record: HeadRecord) -> dict[str, Any]:
-    """The record without nesting: its plain fields, and `name.field` for each number of each statistic."""
+    """The record without nesting: its plain fields, `sample`, and `name.field` for each number of each statistic."""
     plain = {
         f.name: getattr(record, f.name) for f in fields(record) if f.name not in ("statistics", "notes", "made_by")
     }
+    plain["sample"] = _sample(record)
     for name, values in record.statistics[record.row_class].items():
         plain |= {f"{name}.{key}": value for key, value in values.items() if not isinstance(value, (list, dict))}
     return plain
@@ -182,6 +210,12 @@ def _asked(record: HeadRecord) -> tuple[str | None, str | None]:
         record.tensor if made.get("tensor_by_name", False) else None,
         record.file if made.get("file_by_name", False) else None,
     )
+
+
+def _sample(record: HeadRecord) -> float | None:
+    """The share or number of tiles that its pairs are a sample of; None where they are all."""
+    sample: float | None = record.made_by.get("sample")
+    return sample
 
 
 def _no_constant(name: str) -> NoReturn:

@@ -102,7 +102,7 @@ def centred_overlap(W: Matrix) -> dict[str, Any]:
 
 
 def pairs(W: Matrix) -> dict[str, Any]:
-    """Row numbers in `closest_pairs` are places in W."""
+    """Row numbers in `largest_crowds` and `closest_pairs` are places in W."""
     places = [i for i, row in enumerate(W) if _length(row) > 0]
     unit = {i: W[i] / _length(W[i]) for i in places}
     n, m = len(places), W.shape[1]
@@ -120,7 +120,10 @@ def pairs(W: Matrix) -> dict[str, Any]:
     kappa = math.sqrt((n - m) / (m * (n - 1))) if n > m else 0.0
     quantiles = (0.01, 0.05, 0.25, 0.5, 0.75, 0.95, 0.99)
     maxima, means = sorted(largest.values()), sorted(s / (n - 1) for s in squares.values())
-    closest = sorted(found, key=lambda pair: (-round(abs(pair[2]), 6), pair[0], pair[1]))[:10]
+    crowds = _crowds(found)
+    crowded = {row for crowd in crowds for row in crowd}
+    others = [(i, j, c) for i, j, c in found if i not in crowded and j not in crowded]
+    closest = sorted(others, key=lambda pair: (-round(abs(pair[2]), 6), pair[0], pair[1]))[:10]
     return {
         "rows": n,
         "zero_rows": len(W) - n,
@@ -137,9 +140,30 @@ def pairs(W: Matrix) -> dict[str, Any]:
         "maximum_to_welch": max(maxima) / kappa if n > m else None,
         "row_maximum_quantiles": {f"{q:g}": _quantile(maxima, q) for q in quantiles},
         "row_mean_square_quantiles": {f"{q:g}": _quantile(means, q) for q in quantiles},
+        "crowds": len(crowds),
+        "crowded_rows": len(crowded),
+        "largest_crowds": [
+            {"size": len(crowd), "rows": crowd[:5]} for crowd in sorted(crowds, key=lambda c: (-len(c), c[0]))[:10]
+        ],
         "closest_pairs": [{"row": i, "other": j, "overlap": c} for i, j, c in closest],
         "sampled": None,
     }
+
+
+def _crowds(pairs: list[tuple[int, int, float]]) -> list[list[int]]:
+    """Each row in turn with all that overlap it above 0.95 and are in no crowd yet, where these are two or more."""
+    near: dict[int, set[int]] = {}
+    for i, j, c in pairs:
+        if round(abs(c), 6) > 0.95:
+            near.setdefault(i, set()).add(j)
+            near.setdefault(j, set()).add(i)
+    crowds: list[list[int]] = []
+    for row in sorted(near):
+        taken = {one for crowd in crowds for one in crowd}
+        around = sorted(near[row] - taken)
+        if row not in taken and len(around) > 1:
+            crowds.append([row, *around])
+    return crowds
 
 
 def _length(row: Matrix) -> float:
@@ -377,6 +401,6 @@ BRUTE: dict[str, Brute] = {
     "groups": Brute(groups, scales=("strong_threshold", "decile_edges")),
     "anisotropy": Brute(anisotropy, ordered=("early", "late"), clear=_clear_anisotropy),
     "controls": Brute(controls, ordered=("shuffled",)),
-    "pairs": Brute(pairs, ordered=("closest_pairs",), precisions=("exact",)),
+    "pairs": Brute(pairs, ordered=("crowds", "crowded_rows", "largest_crowds", "closest_pairs"), precisions=("exact",)),
     "liu2025": Brute(liu2025),
 }

@@ -16,7 +16,7 @@ import torch
 import llmsuper.geometry.pairs
 import llmsuper.kernels
 from llmsuper.errors import BackendError, CheckpointError, LlmsuperError
-from llmsuper.geometry.closest import closest_pairs
+from llmsuper.geometry.closest import find_closest
 from llmsuper.geometry.controls import MatrixBlocks, random_head
 from llmsuper.geometry.overlap import GramAccumulator
 from llmsuper.geometry.pair_sums import BINS, PairSums
@@ -346,6 +346,8 @@ def test_a_mask_and_a_centre() -> None:
     numbers = np.flatnonzero(mask)
     for pair in wanted["closest_pairs"]:
         pair["row"], pair["other"] = int(numbers[pair["row"]]), int(numbers[pair["other"]])
+    for crowd in wanted["largest_crowds"]:
+        crowd["rows"] = numbers[crowd["rows"]].tolist()
     check_statistics(found, wanted, 1e-12)
 
 
@@ -370,15 +372,72 @@ def test_the_closest_pairs_among_many_equal_rows(many: int, tile_rows: int) -> N
     """Rows that are all alike, as tokens that were never trained are, and pairs that are nearly so."""
     rng = np.random.default_rng(many)
     W = rng.standard_normal((260, 12))
-    W[rng.permutation(260)[:many]] = W[7]
+    alike = sorted(rng.permutation(260)[:many].tolist())
+    W[alike] = W[7]
     for k in range(6):
         W[2 * k + 100] = W[2 * k + 101] * (-1) ** k + 0.03 * k * W[2 * k + 102]
     rows = unit_rows_of(torch.from_numpy(W), choose_backend("torch", "cpu", "exact"), tile_rows)
     sums = sum_tiles(rows, every_tile(260, tile_rows), choose_backend("torch", "cpu", "exact"))
     unit = W / np.linalg.norm(W, axis=1, keepdims=True)
     c = np.round(np.abs(unit @ unit.T), 6)
-    wanted = sorted(combinations(range(260), 2), key=lambda pair: (-c[pair], pair))[:10]
-    assert [(p.row, p.other) for p in closest_pairs(rows, sums)] == wanted
+    found = find_closest(rows, sums)
+    crowded = {row for crowd in _crowds_one_by_one(c) for row in crowd}
+    assert sum(crowd.size for crowd in found.crowds) == len(crowded) >= many
+    wanted = sorted(
+        (pair for pair in combinations(range(260), 2) if crowded.isdisjoint(pair)), key=lambda pair: (-c[pair], pair)
+    )
+    assert [(p.row, p.other) for p in found.pairs] == wanted[:10]
+
+
+def _crowds_one_by_one(c: np.ndarray[Any, Any]) -> list[set[int]]:
+    taken: set[int] = set()
+    crowds = []
+    for row in range(len(c)):
+        around = {int(k) for k in np.flatnonzero(c[row] > 0.95)} - taken  # the row itself among them
+        if row not in taken and len(around) > 2:
+            taken |= around
+            crowds.append(around)
+    return crowds
+
+
+@pytest.mark.parametrize("precision", ["exact", "float32", "fast"])
+def test_crowds_are_listed_and_pairs_are_of_other_rows(precision: Any) -> None:
+    """A crowd of 60 in two blocks or more, one of opposite rows, and two rows that are a pair: close as they are, no crowd."""
+    W = random_head(150, 300, torch.Generator().manual_seed(0))
+    W[3:120:2] = W[3] + 0.1 * W[3:120:2]
+    W[[130, 140, 145]] = torch.outer(torch.tensor([1.0, -2.0, 0.5]), W[130])
+    W[2] = W[0] + 0.01 * W[2]
+    W[[10, 12]] = W[10] + 0.5 * W[[10, 12]]
+    backend = choose_backend("torch", "cpu", precision)
+    found = all_pairs(MatrixBlocks(W), backend, tile_rows=40)
+    assert (found.crowds, found.crowded_rows) == (2, 62)
+    assert [asdict(crowd) for crowd in found.largest_crowds] == [
+        {"size": 59, "rows": [3, 5, 7, 9, 11]},
+        {"size": 3, "rows": [130, 140, 145]},
+    ]
+    assert found.maximum_overlap == pytest.approx(1, abs=1e-3)
+    assert [(p.row, p.other) for p in found.closest_pairs[:2]] == [(0, 2), (10, 12)]
+    assert found.closest_pairs[0].overlap == pytest.approx(1, abs=1e-3)
+    assert all(abs(pair.overlap) < 0.5 for pair in found.closest_pairs[2:])
+    sums = all_pairs(MatrixBlocks(W), backend, tile_rows=7)
+    assert (sums.largest_crowds, len(sums.closest_pairs)) == (found.largest_crowds, 10)
+    assert [(p.row, p.other) for p in sums.closest_pairs] == [(p.row, p.other) for p in found.closest_pairs]
+
+
+def test_one_direction_alone_has_a_crowd_and_no_pairs() -> None:
+    found = all_pairs(MatrixBlocks(torch.outer(torch.arange(1.0, 41), torch.ones(6))), tile_rows=16)
+    assert (found.crowds, found.crowded_rows, found.closest_pairs) == (1, 40, [])
+    twins = all_pairs(MatrixBlocks(torch.eye(30).repeat(2, 1)), tile_rows=16)
+    assert (twins.crowds, twins.crowded_rows) == (0, 0)
+    assert [(p.row, p.other, p.overlap) for p in twins.closest_pairs] == [(k, k + 30, 1.0) for k in range(10)]
+
+
+def test_a_row_between_two_crowds_is_in_the_first() -> None:
+    """Row 0 is near to one row, which is near to three: a pair for itself, it is in the crowd of that one."""
+    angles = torch.tensor([0.0, 15.0, 30.0, 32.0, 90.0, 91.0]).deg2rad()
+    found = all_pairs(MatrixBlocks(torch.stack([angles.cos(), angles.sin()], dim=1)))
+    assert [crowd.rows for crowd in found.largest_crowds] == [[1, 0, 2, 3]]
+    assert [(p.row, p.other) for p in found.closest_pairs] == [(4, 5)]
 
 
 def test_the_closest_pairs_of_a_sample_are_in_it() -> None:
@@ -390,8 +449,12 @@ def test_the_closest_pairs_of_a_sample_are_in_it() -> None:
     unit = W / W.norm(dim=1, keepdim=True)
     c = (unit @ unit.T).numpy()
     every = [(i, j) for i in range(200) for j in range(i + 1, 200) if (i // 20, j // 20) in allowed]
-    wanted = sorted(every, key=lambda p: -abs(c[p]))[:10]
-    assert [(p.row, p.other) for p in closest_pairs(rows, sums)] == wanted
+    alike = torch.zeros(200, 200)
+    for i, j in every:
+        alike[i, j] = alike[j, i] = abs(float(c[i, j]))
+    crowded = {row for crowd in _crowds_one_by_one((alike + torch.eye(200)).numpy()) for row in crowd}
+    wanted = sorted((p for p in every if crowded.isdisjoint(p)), key=lambda p: -abs(c[p]))[:10]
+    assert [(p.row, p.other) for p in find_closest(rows, sums).pairs] == wanted
 
 
 # going on
@@ -499,6 +562,7 @@ def test_a_sample_says_that_it_is_one() -> None:
     whole = all_pairs(MatrixBlocks(W))
     found = all_pairs(MatrixBlocks(W), tile_rows=32, sample=0.2)
     assert whole.sampled is None
+    assert (whole.crowds, found.crowds, found.crowded_rows) == (0, None, None)
     assert found.sampled is not None
     assert (found.sampled.tiles, found.sampled.tiles_in_all, found.sampled.tile_rows) == (42, 210, 32)
     assert found.sampled.pairs == sum(found.histogram_counts) < found.pairs == whole.pairs
@@ -509,10 +573,13 @@ def test_a_sample_says_that_it_is_one() -> None:
     assert found.maximum_overlap <= whole.maximum_overlap
     assert found.row_maximum_quantiles is None
     assert found.row_mean_square_quantiles is None
+    assert found.sampled.seed == 0
     again = all_pairs(MatrixBlocks(W), tile_rows=32, sample=42)
     assert again == found
     other = all_pairs(MatrixBlocks(W), tile_rows=32, sample=42, generator=np.random.default_rng(1))
     assert other.histogram_counts != found.histogram_counts
+    assert other.sampled is not None
+    assert other.sampled.seed is None
 
 
 def test_a_sample_of_every_tile_is_no_sample() -> None:
@@ -570,7 +637,7 @@ def test_rows_that_do_not_fit_into_memory() -> None:
     backend = choose_backend("torch", "cpu", "float32")
     room = 200 * 16 * 4
     assert all_pairs(MatrixBlocks(W), backend, tile_rows=50, memory=room).rows == 200
-    with pytest.raises(BackendError, match=r"row 150 of 16 columns in float32 .*sample=.*--precision fast"):
+    with pytest.raises(BackendError, match=r"row 150 of 16 columns in float32 .*--sample 64.*--precision fast"):
         all_pairs(MatrixBlocks(W), backend, tile_rows=50, memory=room - 1)
     half = choose_backend("torch", "cpu", "fast")
     assert all_pairs(MatrixBlocks(W), half, tile_rows=50, memory=room // 2).rows == 200

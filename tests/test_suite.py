@@ -71,6 +71,8 @@ def test_of_the_rows_that_count_and_of_no_others() -> None:
     places = np.flatnonzero(MASK)
     for pair in apart["pairs"]["closest_pairs"]:
         pair["row"], pair["other"] = int(places[pair["row"]]), int(places[pair["other"]])
+    for crowd in apart["pairs"]["largest_crowds"]:
+        crowd["rows"] = places[crowd["rows"]].tolist()
     for name in names:
         assert_same(masked[name], apart[name], 1e-11, name)
 

@@ -78,21 +78,42 @@ def _controls(found: dict[str, Any], record: HeadRecord) -> list[str]:
 
 def _pairs(found: dict[str, Any], _: HeadRecord) -> list[str]:
     sampled = found["sampled"]
-    seen = f"a sample of {sampled['pairs']:,} of them" if sampled else "all of them"
+    seen, interval, of_these = "all of them", "", ""
+    if sampled:
+        low, high = sampled["mean_absolute_overlap_interval"]
+        seen = f"a sample of {sampled['pairs']:,} of them: {sampled['tiles']:,} of {sampled['tiles_in_all']:,} tiles"
+        interval = f" ({sampled['confidence']:.0%} interval {low:.4e} to {high:.4e})"
+        of_these = " in the sample"
     lines = [
         f"{found['pairs']:,} pairs, {seen}",
-        f"  mean |overlap| {found['mean_absolute_overlap']:.4e}, its std {found['std_absolute_overlap']:.4e}",
-        f"  largest {found['maximum_overlap']:.6f}; Welch: of so many rows it is at least {found['welch_bound']:.4e}",
+        f"  mean |overlap| {found['mean_absolute_overlap']:.4e}{interval}, its std {found['std_absolute_overlap']:.4e}",
+        f"  largest{of_these} {found['maximum_overlap']:.6f}; Welch: of so many rows it is at least {found['welch_bound']:.4e}",
     ]
     if found["row_maximum_quantiles"]:
         middle = ", ".join(f"{q} {v:.3f}" for q, v in found["row_maximum_quantiles"].items())
         lines.append(f"  each row's largest, quantiles: {middle}")
-    without = all(pair["tokens"] is None for pair in found["closest_pairs"])
-    lines.append(f"closest pairs, by token id{' (the checkpoint has no strings of tokens)' if without else ''}:")
-    for pair in found["closest_pairs"]:
-        names = "  ".join("?" if token is None else repr(token) for token in pair["tokens"] or ())
-        lines.append(f"  {pair['overlap']:>9.6f}  {pair['ids'][0]:>7} {pair['ids'][1]:>7}   {names}".rstrip())
-    return lines
+    crowds, pairs = (
+        found.get("largest_crowds", []),
+        found["closest_pairs"],
+    )  # older records have pairs alone, of all rows
+    without = all(one["tokens"] is None for one in (*crowds, *pairs))
+    by = f"{of_these}, by token id{' (the checkpoint has no strings of tokens)' if without else ''}:"
+    if crowds:
+        every = "" if sampled else f", {found['crowded_rows']:,} in {found['crowds']:,}"
+        lines.append(f"rows crowded in one direction (|overlap| above 0.95){every}; the largest crowds{by}")
+    for crowd in crowds:
+        ids = " ".join(map(str, crowd["ids"])) + (" …" if crowd["size"] > len(crowd["ids"]) else "")
+        lines.append(f"  {crowd['size']:>9,}  {ids}   {_names(crowd)}".rstrip())
+    if pairs:
+        lines.append(f"closest pairs{' of other rows' if crowds else ''}{by}")
+    return lines + [
+        f"  {pair['overlap']:>9.6f}  {pair['ids'][0]:>7} {pair['ids'][1]:>7}   {_names(pair)}".rstrip()
+        for pair in pairs
+    ]
+
+
+def _names(one: dict[str, Any]) -> str:
+    return "  ".join("?" if token is None else repr(token) for token in one["tokens"] or ())
 
 
 def _liu2025(found: dict[str, Any], record: HeadRecord) -> list[str]:
@@ -126,6 +147,8 @@ def _liu2025(found: dict[str, Any], record: HeadRecord) -> list[str]:
         )
     if pairs is None:
         lines.append("  our mean |overlap| and its std need every pair: --stat pairs")
+    elif pairs["sampled"]:
+        lines.append("  our mean |overlap| and its std are estimates from a sample of pairs")
     return lines
 
 

@@ -39,6 +39,13 @@ if TYPE_CHECKING:
     "controls, pairs; or all. `pairs` looks at n²/2 pairs, which takes minutes on a CPU; the others take seconds.",
 )
 @click.option(
+    "--sample",
+    type=click.FloatRange(min=0, min_open=True),
+    metavar="SHARE|TILES",
+    help="Of `pairs` look at a random share (0.01), or number (200), of the tiles of 256 x 256 overlaps: estimates with an "
+    "interval, in a record of their own. A head whose pairs are all in the store is not measured again.",
+)
+@click.option(
     "--compat",
     type=click.Choice(["liu2025"]),
     help="The numbers as the authors of arXiv:2505.10465 compute them too, beside ours. All pairs: minutes on a CPU.",
@@ -76,6 +83,7 @@ def overlap(
     file: str | None,
     allow_pr: bool,
     statistics: str | None,
+    sample: float | None,
     compat: str | None,
     row_rule: RowRule,
     results: Path,
@@ -102,6 +110,11 @@ def overlap(
     from llmsuper.store import ResultStore, to_json
 
     chosen = _statistics(statistics, compat)
+    if sample is not None and "pairs" not in chosen:
+        raise click.UsageError(
+            f"--sample {sample:g} is a sample of pairs, and --stat asks for {', '.join(chosen)}. "
+            "Add pairs to --stat, or leave --sample out."
+        )
     settings = Settings(
         chosen,
         row_rule=row_rule,
@@ -114,6 +127,7 @@ def overlap(
         allow_pr=allow_pr,
         precision=precision,
         shard=shard,
+        sample=sample,
     )
     processes = join_processes()
     selection = processes.from_first(lambda: select(patterns, exclude, lists))

@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 def _pairs(rows: Rows) -> Steps:
     from llmsuper.geometry.pairs import all_pairs
 
-    return all_pairs(rows.blocks, rows.backend, mask=rows.mask, share=rows.share, progress=rows.progress)
+    return all_pairs(
+        rows.blocks, rows.backend, mask=rows.mask, sample=rows.sample, share=rows.share, progress=rows.progress
+    )
     yield  # it reads the rows itself, and asks for nothing
 
 

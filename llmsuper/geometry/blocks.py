@@ -84,6 +84,8 @@ class Rows:
     """Called with a name, how much of a long computation is done, and how much there is."""
     share: Share | None = None
     """The processes that all look at these rows, each at its share of what is to be made of them."""
+    sample: float | None = None
+    """The share (below 1) or number of tiles of pairs to look at; None: all."""
 
 
 class Share(Protocol):

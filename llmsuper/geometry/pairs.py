@@ -19,12 +19,12 @@ import numpy as np
 from llmsuper import kernels
 from llmsuper.errors import CheckpointError, LlmsuperError
 from llmsuper.geometry.bounds import welch_floor
-from llmsuper.geometry.closest import ClosePair, closest_pairs
+from llmsuper.geometry.closest import COUNT, ClosePair, Crowd, find_closest
 from llmsuper.geometry.overlap import GramAccumulator
 from llmsuper.geometry.pair_sums import BINS, PairSums
 from llmsuper.geometry.passes import one_pass
 from llmsuper.geometry.resident import ResidentRows, UnitRows
-from llmsuper.geometry.tile_list import CONFIDENCE, Tiles, estimate_mean, every_tile, sample_tiles
+from llmsuper.geometry.tile_list import CONFIDENCE, SEED, Tiles, estimate_mean, every_tile, sample_tiles
 from llmsuper.kernels import choose_backend, one_thread_per_block
 from llmsuper.kernels.tiles import bin_edges
 
@@ -60,6 +60,8 @@ class PairSample:
     confidence: float
     mean_absolute_overlap_interval: list[float]
     """Ends of an interval from the spread between tiles, with the exact mean square as control variate."""
+    seed: int | None
+    """Of numpy's default generator, which chose the tiles; null where the caller brought one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,8 +69,8 @@ class PairStatistics:
     """Overlaps c = ûᵢ·ûⱼ over the pairs i < j of the rows that are not zero.
 
     Of a sample (`sampled` is not null) the mean and the mean square are still over all pairs, by way of the Gram matrix;
-    mean and standard deviation of |c| are estimates; the histogram counts the sampled pairs; the maximum and the closest
-    pairs are the best among those; quantiles over rows are null.
+    mean and standard deviation of |c| are estimates; the histogram counts the sampled pairs; the maximum, the crowds and
+    the closest pairs are those among them; quantiles over rows and counts of crowds are null.
     """
 
     rows: int
@@ -97,8 +99,14 @@ class PairStatistics:
     """Of each row's largest |c|."""
     row_mean_square_quantiles: dict[str, float] | None
     """Of each row's mean of c² over its n − 1 partners."""
+    crowds: int | None
+    """Sets of three rows or more, of which one overlaps all others by |c| > 0.95: tokens that were never trained make such."""
+    crowded_rows: int | None
+    """Rows in them."""
+    largest_crowds: list[Crowd]
+    """Ten at most, largest first."""
     closest_pairs: list[ClosePair]
-    """The ten pairs with the largest |c|, most overlapping first."""
+    """The ten pairs with the largest |c| among rows in no crowd, most overlapping first."""
     sampled: PairSample | None
     """Null where every pair was looked at."""
 
@@ -122,7 +130,7 @@ def all_pairs(
 
     blocks: consecutive rows (b, m) in storage dtype, read once, or twice for a sample.
     mask: (n,) True for the rows that count; centre: (m,) subtracted from each row before it is normalised.
-    sample: a share (below 1) or a number of tiles, chosen by `generator`; without one, by a fixed seed.
+    sample: a share (below 1) or a number of tiles, chosen by `generator`; without one, by the seed `tile_list.SEED`.
     tile_rows: rows of a tile's blocks; memory: bytes that unit rows may take. Both are chosen for the machine.
     partial: a file that is brought up to date every minute, and gone on with where it is there; `label` names the rows.
         Each process of a share has its own, with `-rank-of-count` in its name.
@@ -141,7 +149,7 @@ def all_pairs(
         (overlap,) = one_pass(blocks, [GramAccumulator()], backend=backend, centre=centre, mask=mask)
         assert overlap is not None
         every = every_tile(overlap.rows, tile_rows)
-        tiles = sample_tiles(every, sample, generator or np.random.default_rng(0))
+        tiles = sample_tiles(every, sample, generator or np.random.default_rng(SEED))
         wanted = {int(k) for k in tiles.flat}
     (rows,) = one_pass(blocks, [ResidentRows(tile_rows, wanted, memory)], backend=backend, centre=centre, mask=mask)
     if len(rows) < 2:
@@ -155,7 +163,9 @@ def all_pairs(
     if share is not None and partial is not None:
         partial = partial.with_name(f"{partial.stem}-{share.rank}-of-{share.count}{partial.suffix}")
     sums = sum_tiles(rows, mine, backend, label=label, partial=partial, progress=progress)
-    return pair_statistics(rows, sums if share is None else share.total(sums), overlap)
+    return pair_statistics(
+        rows, sums if share is None else share.total(sums), overlap, SEED if generator is None else None
+    )
 
 
 def sum_tiles(
@@ -233,7 +243,9 @@ def _tile_sums(
                 future.cancel()
 
 
-def pair_statistics(rows: UnitRows, sums: PairSums, overlap: OverlapStatistics | None = None) -> PairStatistics:
+def pair_statistics(
+    rows: UnitRows, sums: PairSums, overlap: OverlapStatistics | None = None, seed: int | None = None
+) -> PairStatistics:
     """What the sums say. Where they hold a sample of the tiles, `overlap` has the exact mean and mean square."""
     n, m = len(rows), rows.columns
     tiles, pairs = len(every_tile(n, rows.block_rows)), n * (n - 1) // 2
@@ -248,12 +260,13 @@ def pair_statistics(rows: UnitRows, sums: PairSums, overlap: OverlapStatistics |
         estimate = estimate_mean(in_tiles, absolutes, squares, mean_square, tiles)
         absolute = estimate.value
         seen = int(in_tiles.sum())
-        sampled = PairSample(len(sums.tiles), tiles, rows.block_rows, seen, CONFIDENCE, list(estimate.interval))
+        sampled = PairSample(len(sums.tiles), tiles, rows.block_rows, seen, CONFIDENCE, list(estimate.interval), seed)
     else:
         mean, absolute, mean_square = (math.fsum(s) / pairs for s in (totals, absolutes, squares))
     met = sums.met > 0
     largest = np.abs(sums.largest[met])
     kappa = math.sqrt(welch_floor(n, m))
+    closest = find_closest(rows, sums)
     return PairStatistics(
         rows=n,
         zero_rows=rows.zero_rows,
@@ -270,7 +283,10 @@ def pair_statistics(rows: UnitRows, sums: PairSums, overlap: OverlapStatistics |
         maximum_to_welch=float(largest.max()) / kappa if kappa > 0 else None,
         row_maximum_quantiles=_quantiles(largest) if sampled is None else None,
         row_mean_square_quantiles=_quantiles(sums.row_squares / (n - 1)) if sampled is None else None,
-        closest_pairs=closest_pairs(rows, sums),
+        crowds=len(closest.crowds) if sampled is None else None,
+        crowded_rows=sum(crowd.size for crowd in closest.crowds) if sampled is None else None,
+        largest_crowds=closest.crowds[:COUNT],
+        closest_pairs=closest.pairs,
         sampled=sampled,
     )
 

@@ -39,15 +39,15 @@ class UnitRows:
 
     def block(self, k: int) -> torch.Tensor:
         """Rows of block k in the backend's dtype."""
-        import torch
-
-        held = self.blocks[k]
-        return held if held.dtype != torch.float16 else held.float() / half_scale(self.columns)
+        return self._whole(self.blocks[k])
 
     def row(self, i: int) -> torch.Tensor:
         """(m,) row i of the n."""
         k, place = divmod(i, self.block_rows)
-        return self.block(k)[place]
+        return self._whole(self.blocks[k][place])
+
+    def _whole(self, held: torch.Tensor) -> torch.Tensor:
+        return held if held.element_size() > 2 else held.float() / half_scale(self.columns)
 
 
 class ResidentRows:
@@ -115,8 +115,8 @@ class ResidentRows:
                 raise BackendError(
                     f"all pairs of rows need all unit rows in memory, and row {self._count:,} of {like.shape[1]:,} columns in "
                     f"{str(like.dtype).removeprefix('torch.')} is the first beyond the {self._memory / 2**30:.3g} GiB that are "
-                    f"there for them on {like.device.type}. Look at a sample from Python (all_pairs(…, sample=0.01)), or halve "
-                    "the rows with --precision fast."
+                    f"there for them on {like.device.type}. Look at a few tiles of them (--sample 64), or halve the rows with "
+                    "--precision fast."
                 )
             self._blocks[k] = torch.empty(self._block_rows, like.shape[1], dtype=like.dtype, device=like.device)
         return self._blocks[k]

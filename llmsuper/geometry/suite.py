@@ -53,6 +53,7 @@ def measure_rows(
     reduce: Callable[[Sequence[Accumulator]], None] | None = None,
     every_block: Iterable[RowBlock] | None = None,
     share: Share | None = None,
+    sample: float | None = None,
     progress: Callable[[str, int, int], None] | None = None,
 ) -> dict[str, dict[str, dict[str, Any]]]:
     """Statistics by row class (`tokens`, `all`), then by name. `blocks` is iterated once a pass; see `passes`.
@@ -61,6 +62,7 @@ def measure_rows(
     reduce: called after each pass with its accumulators, to merge in what other processes have seen.
     every_block: all blocks, for statistics that read the rows themselves, where `blocks` is the share of one process.
     share: that process, for statistics that share out what they make of the rows.
+    sample: of `pairs` the share (below 1) or number of tiles to look at, which takes one more pass; None: all.
     progress: called with a name, how much is done, and how much there is, by what takes n² m operations.
 
     A statistic of one pass is measured for both classes in that pass. One of more passes needs something of its own class
@@ -69,7 +71,14 @@ def measure_rows(
     """
     if mask is not None and mask.all():
         found = measure_rows(
-            blocks, statistics, backend, reduce=reduce, every_block=every_block, share=share, progress=progress
+            blocks,
+            statistics,
+            backend,
+            reduce=reduce,
+            every_block=every_block,
+            share=share,
+            sample=sample,
+            progress=progress,
         )
         return found | {"tokens": found["all"]}
     masks: dict[str, NDArray[np.bool_] | None] = {"all": None} if mask is None else {"tokens": mask, "all": None}
@@ -83,7 +92,7 @@ def measure_rows(
                 name,
                 row_class,
                 "all" if row.every_row else row_class,
-                row.steps(Rows(whole, backend, of, progress, share)),
+                row.steps(Rows(whole, backend, of, progress, share, sample)),
             )
             for row_class in masks
             for name, row in chosen.items()

@@ -19,6 +19,8 @@ Tiles: TypeAlias = "NDArray[np.int64]"
 FEWEST_TILES = 8
 """In a sample: the spread between tiles is not known from fewer."""
 CONFIDENCE = 0.95
+SEED = 0
+"""Of the generator that chooses a sample where the caller brings none: the same head has the same sample every time."""
 
 
 def every_tile(rows: int, block_rows: int) -> Tiles:
@@ -28,15 +30,20 @@ def every_tile(rows: int, block_rows: int) -> Tiles:
     return np.stack([i, j], axis=1)[has_pairs].astype(np.int64)
 
 
+def check_sample(sample: float) -> None:
+    """Raises `LlmsuperError` for what is neither a share below 1 nor a whole number."""
+    if not 0 < sample < math.inf or (sample >= 1 and sample != int(sample)):
+        raise LlmsuperError(
+            f"a sample of {sample:g} of the tiles means nothing: give a share below 1, or a whole number."
+        )
+
+
 def sample_tiles(tiles: Tiles, sample: float, generator: np.random.Generator) -> Tiles:
     """A share (below 1) or a number of the tiles, every choice equally likely, in the order of `tiles`.
 
     Raises `LlmsuperError` for a sample of fewer tiles than an interval needs, unless it is all of them.
     """
-    if sample <= 0 or (sample >= 1 and sample != int(sample)):
-        raise LlmsuperError(
-            f"a sample of {sample:g} of the tiles means nothing: give a share below 1, or a whole number."
-        )
+    check_sample(sample)
     count = min(len(tiles), round(sample * len(tiles)) if sample < 1 else int(sample))
     if count < min(FEWEST_TILES, len(tiles)):
         raise LlmsuperError(

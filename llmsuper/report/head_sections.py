@@ -269,8 +269,8 @@ def pairs_text(family: Family) -> str:
                Column("÷ Welch bound"), Column("pairs")]  # fmt: skip
     rows = [
         [
-            head_label(r), number(s["mean_absolute_overlap"]), number(s["std_absolute_overlap"]), number(s["maximum_overlap"]),
-            number(s["maximum_to_welch"]),
+            head_label(r), number(s["mean_absolute_overlap"]) + _interval(s), number(s["std_absolute_overlap"]),
+            number(s["maximum_overlap"]), number(s["maximum_to_welch"]),
             f"{count(s['sampled']['pairs'])} sampled" if s["sampled"] else count(s["pairs"]),
         ]
         for r, s in having
@@ -279,4 +279,19 @@ def pairs_text(family: Family) -> str:
         "**Over all pairs.** The Welch bound on the largest absolute overlap is $\\sqrt{(n-m)/(m(n-1))}$; a largest overlap of 1 "
         "is two rows that are one direction."
     )
-    return join(text, table(columns, rows)).rstrip()
+    crowded = [
+        f"{head_label(r)} has {count(s['crowded_rows'])} in {count(s['crowds'])}"
+        for r, s in having
+        if s.get("crowds")  # older records and samples do not say
+    ]
+    crowds = f"Rows in crowds, three or more that overlap one of them above 0.95: {listed(crowded)}." if crowded else ""
+    sampled = "Of a sample of pairs, mean (± half its 95 % interval) and deviation are estimates; the largest is the sample's."
+    return join(text, table(columns, rows), sampled * any(s["sampled"] for _, s in having), crowds).rstrip()
+
+
+def _interval(pairs: dict[str, Any]) -> str:
+    """Half the interval that all pairs have their mean in; empty where it is known."""
+    if pairs["sampled"] is None:
+        return ""
+    low, high = pairs["sampled"]["mean_absolute_overlap_interval"]
+    return f" ± {number((high - low) / 2, 2)}"

@@ -184,8 +184,10 @@ def read_local_families(path: Path) -> dict[str, LocalFamily]:
 
 
 def _better(one: HeadRecord, other: HeadRecord) -> HeadRecord:
-    """Of two records of one head the one over tokens; of two alike the newer."""
-    return max(one, other, key=lambda r: (r.row_rule == "tokens", str(r.made_by.get("date", ""))))
+    """Of two records of one head the one over tokens, then the one that is of no sample; of two alike the newer."""
+    return max(
+        one, other, key=lambda r: (r.row_rule == "tokens", "sample" not in r.made_by, str(r.made_by.get("date", "")))
+    )
 
 
 def head_label(record: HeadRecord) -> str:
