@@ -198,7 +198,12 @@ CHECKED: dict[str, tuple[dict[str, torch.Tensor], dict[str, Any], tuple[str, ...
     "a number that is text": (
         OWN,
         {"hidden_size": "4"},
-        ("config.json says hidden_size = 4, the head has 4 columns.",),
+        ("config.json says hidden_size = '4', the head has 4 columns.",),
+    ),
+    "a text without end": (
+        OWN,
+        {"hidden_size": "x" * 100_000},
+        ("config.json says hidden_size = 'xxxxxxxxxxxx...xxxxxxxxxxxxx', the head has 4 columns.",),
     ),
 }
 """Tensors, config.json, and the notes."""

@@ -115,7 +115,7 @@ def test_frequencies_that_do_not_exist_are_refused(name: str, given: dict[str, f
         ({"distribution": "zipf"}, "no feature distribution is named 'zipf'"),
         ({"activation_density": 9.0}, "allow E up to"),
         ({"warmup": 1.5}, "it is a share of the steps"),
-        ({"lr": 0.0}, "all three are above 0"),
+        ({"lr": 0.0}, "are above 0"),
         ({"steps": 0}, "both are at least 1"),
     ],
 )
@@ -156,6 +156,7 @@ def dense(samples: Any, runs: int, n: int) -> tuple[torch.Tensor, torch.Tensor]:
     """x (runs, rows, n) of the samples, and the number of samples (runs, rows) that each row stands for."""
     x = torch.zeros(runs, samples.rows, n)
     x.view(-1)[samples.row * n + samples.feature % n] = samples.value
+    assert torch.equal(samples.place, samples.row * n + samples.feature % n)
     return x, samples.weight.square()
 
 

@@ -85,7 +85,7 @@ def _pull_requests(repository: HubRepository, api: HfApi) -> list[Discussion]:
             found = patiently(
                 lambda: list(api.get_repo_discussions(repo, discussion_type="pull_request", discussion_status="open"))
             )
-        except (KeyError, TypeError) as error:  # JSON, but not the Hub's
+        except (KeyError, TypeError, RecursionError) as error:  # JSON, but not the Hub's
             raise HubError(
                 f"{name}: the answer is not that of a Hub. Check HF_ENDPOINT, or leave out --allow-pr."
             ) from error

@@ -134,7 +134,7 @@ def _ask(thing: str, question: Callable[[HfApi], T], *, instead: str, repo: str 
                 f"{thing}: offline mode is on (HF_HUB_OFFLINE=1), and the Hub cache keeps no such list. "
                 f"Unset HF_HUB_OFFLINE, or {instead}."
             ) from error
-        except (KeyError, TypeError) as error:  # JSON, but not the Hub's
+        except (KeyError, TypeError, RecursionError) as error:  # JSON, but not the Hub's
             raise HubError(
                 f"{thing}: the answer is not that of a Hub. Check that HF_ENDPOINT is a Hugging Face Hub."
             ) from error

@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from contextlib import closing
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from llmsuper.errors import CatalogError, CheckpointError, near_matches
@@ -205,7 +206,7 @@ def _row_ids(repository: Repository, config: dict[str, Any]) -> tuple[tuple[int,
         if type(start) is int and type(stop) is int and type(step) is int and 0 <= start <= stop and step > 0:
             return (start, step), len(range(start, stop, step))
     raise CheckpointError(
-        f"{where(repository)}: `row_subset` in config.json is {subset!r}. "
+        f"{where(repository)}: `row_subset` in config.json is {short(subset)}. "
         "Write it as {start, stop, step}, whole numbers."
     )
 
@@ -216,13 +217,13 @@ def _disagreements(config: dict[str, Any], info: TensorInfo, tied: bool, subset_
     rows, columns = info.shape
     width_key = next((key for key in WIDTH_KEYS if config.get(key) is not None), None)
     if width_key is not None and config[width_key] != columns:
-        notes.append(f"config.json says {width_key} = {config[width_key]}, the head has {columns} columns.")
+        notes.append(f"config.json says {width_key} = {short(config[width_key])}, the head has {columns} columns.")
     if subset_rows is not None and subset_rows != rows:
         notes.append(f"config.json says row_subset has {subset_rows} rows, the head has {rows}.")
     if subset_rows is None and config.get("vocab_size") not in (None, rows):
-        notes.append(f"config.json says vocab_size = {config['vocab_size']}, the head has {rows} rows.")
+        notes.append(f"config.json says vocab_size = {short(config['vocab_size'])}, the head has {rows} rows.")
     tie_key = next((key for key in TIE_KEYS if config.get(key) is not None), None)
     if tie_key is not None and bool(config[tie_key]) != tied:
         found = "there is no head of its own: the input embedding" if tied else "there is a head of its own:"
-        notes.append(f"config.json says {tie_key} = {str(config[tie_key]).lower()}, but {found} {info.name!r} is used.")
+        notes.append(f"config.json says {tie_key} = {short(config[tie_key]).lower()}, but {found} {info.name!r} is used.")
     return notes

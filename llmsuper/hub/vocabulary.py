@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass
+from reprlib import repr as short
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -119,12 +120,12 @@ def _ids(thing: str, name: str, path: Path) -> np.ndarray:
         ids = list(READERS[name](value))
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         raise CheckpointError(
-            f"{thing}: not the tokenizer file that its name says ({type(error).__name__}: {error}). "
+            f"{thing}: not the tokenizer file that its name says ({type(error).__name__}: {str(error)[:200]}). "
             "Download it again, or count every stored row with --rows all."
         ) from error
     wrong = next((i for i in ids if type(i) is not int or not 0 <= i < 2**31), None)
     if wrong is not None:
         raise CheckpointError(
-            f"{thing}: {wrong!r} is given as a token id. Download it again, or count every stored row with --rows all."
+            f"{thing}: {short(wrong)} is given as a token id. Download it again, or count every stored row with --rows all."
         )
     return np.array(ids, dtype=np.int64)

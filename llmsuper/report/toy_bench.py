@@ -10,7 +10,7 @@ import pandas as pd
 
 from llmsuper.report.markdown import NONE, Column, figure, fixed, fold, number, table, with_error
 from llmsuper.report.pages import FIGURE_FOLDER
-from llmsuper.report.toy_cells import FULL, experiment
+from llmsuper.report.toy_cells import FULL, experiment, large_rows
 from llmsuper.scaling.toy_curves import load_toy_curve
 
 if TYPE_CHECKING:
@@ -42,9 +42,17 @@ class Bench:
         """A published curve by name."""
         return load_toy_curve(name, self.lists)
 
-    def small(self, name: str = "weight_decay") -> Experiment | None:
-        """An experiment at the paper's n of small models: its published curves are of no other."""
-        return experiment(self.frame[self.frame["n"] == FULL["n"]] if len(self.frame) else self.frame, name)
+    def small(self, name: str = "weight_decay", widest: str | None = None) -> Experiment | None:
+        """An experiment at the paper's n of small models: its published curves are of no other. See `experiment`."""
+        return experiment(self._at_papers_n(), name, widest)
+
+    def runs_like_the_papers(self) -> pd.DataFrame:
+        """Every run at the paper's n of small models, with frequencies of theirs, at E = 1."""
+        frame = self._at_papers_n()
+        return frame[~large_rows(frame) & np.isclose(frame["activation_density"].astype(float), 1.0)]
+
+    def _at_papers_n(self) -> pd.DataFrame:
+        return self.frame[self.frame["n"] == FULL["n"]]
 
     def show(self, drawing: Drawing) -> str:
         """The figure as the page shows it."""

@@ -11,13 +11,16 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-FULL = {"n": 1000, "steps": 20_000, "batch": 2_048, "lr": 0.01, "lr_bias": 0.01}
+FULL = {"n": 1000, "steps": 20_000, "batch": 2_048, "lr": 0.01, "lr_bias": 0.01, "lr_regulariser": 0.01}
 """What the paper's small models have."""
 
 SETTING = ("n", "steps", "batch", "warmup", "final_lr", "initialisation")
 """Runs that differ in one of these are not averaged with each other."""
-RATES = ("lr", "lr_bias")
+RATES = ("lr", "lr_bias", "lr_regulariser")
 """Nor runs of small models that differ in these. Those of the large model depend on m."""
+
+EXPERIMENTS = ("weight_decay", "activation_density", "large")
+"""The paper's, by the names of their sweeps."""
 
 ROUNDING = 1e-4
 """Published parameters are rounded to four decimals."""
@@ -28,7 +31,7 @@ LARGE_ALPHA = 1.2
 
 @dataclass(frozen=True, eq=False)
 class Experiment:
-    """The runs of one of the paper's experiments that were trained alike: the setting with the most runs, then the most steps.
+    """The runs of one of the paper's experiments that were trained alike.
 
     runs      rows of `ToyStore.frame()`
     setting   the values of SETTING, and of RATES but for the large model, that they share
@@ -43,8 +46,12 @@ def large_rows(frame: pd.DataFrame) -> pd.Series:
     return (frame["distribution"] != "power") | np.isclose(frame["alpha"].astype(float), LARGE_ALPHA)
 
 
-def experiment(frame: pd.DataFrame, name: str) -> Experiment | None:
-    """`weight_decay`, `activation_density` or `large`: the runs that belong to it, or None where there is none."""
+def experiment(frame: pd.DataFrame, name: str, widest: str | None = None) -> Experiment | None:
+    """`weight_decay`, `activation_density` or `large`: the runs that belong to it, or None where there is none.
+
+    Of several settings the one with the most runs, or with the most values of the parameter `widest`; then the one with the
+    most steps, then the largest batch.
+    """
     if frame.empty:
         return None
     large = large_rows(frame)
@@ -57,7 +64,8 @@ def experiment(frame: pd.DataFrame, name: str) -> Experiment | None:
     if runs.empty:
         return None
     shared = SETTING if name == "large" else (*SETTING, *RATES)
-    sizes = runs.groupby(list(shared)).size()
+    settings = runs.groupby(list(shared))
+    sizes = settings[widest].nunique() if widest else settings.size()
     setting = dict(zip(shared, max(sizes.index, key=lambda key: (sizes[key], key[1], key[2], key)), strict=True))
     alike = np.logical_and.reduce([runs[column] == value for column, value in setting.items()])
     return Experiment(runs[alike].reset_index(drop=True), setting)

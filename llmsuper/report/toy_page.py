@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
+
+import pandas as pd
 
 from llmsuper.report.markdown import NONE, Column, bullets, command, count, fixed, join, number, table
 from llmsuper.report.pages import Page
 from llmsuper.report.toy_bench import Bench
-from llmsuper.report.toy_cells import SETTING
+from llmsuper.report.toy_cells import EXPERIMENTS, SETTING
 from llmsuper.report.toy_large import large_section
 from llmsuper.report.toy_reduction import reduced_section
 from llmsuper.report.toy_regimes import strong_section, weak_section
 from llmsuper.report.toy_sections import density_section, exponent_section, represented_section
+from llmsuper.report.toy_start import start_section
+from llmsuper.toy.sweep import load_sweep
 from llmsuper.version import __version__
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
     from pathlib import Path
-
-    import pandas as pd
 
     from llmsuper.report.sources import Sources
     from llmsuper.report.toy_bench import Section
@@ -26,17 +29,10 @@ if TYPE_CHECKING:
 
 NAME = "toy"
 
-PAPER = (
-    ("paper", "1,000", "6: 10 to 100", "10: −1 to 1", "17 laws", "1", "1", "20,000", "2,048", "0.01"),
-    ("paper", "1,000", "6: 10 to 100", "10: −1 to 1", "power 1", "9: 1 to 7.485", "1", "20,000", "2,048", "0.01"),
-    ("paper", "10,240", "8: 8 to 1,024", "2: −1 to 0.1", "3 laws", "1", "1", "20,000", "2,048", "8: 0.00595 to 0.02"),
-)
-"""What the paper trains, in the columns of `_trained`."""
-
 SECTIONS: tuple[Callable[[Bench], Section], ...] = (
-    large_section, represented_section, exponent_section, weak_section, strong_section, density_section,
+    large_section, represented_section, exponent_section, weak_section, strong_section, density_section, start_section,
 )  # fmt: skip
-"""The figures of the paper in the order of its repository; its figure 2 is an illustration without data."""
+"""The figures of the paper in the order of its repository, whose figure 2 is an illustration without data; then our own."""
 
 
 def toy_page(sources: Sources, figure_format: str = "svg") -> Page:
@@ -83,18 +79,23 @@ def _trained(frame: pd.DataFrame) -> str:
     names = ("n", "m", "γ", "frequencies", "E", "seeds", "steps", "batch", "learning rate")
     columns = [Column("runs"), *(Column(name, left=name == "frequencies") for name in names)]
     rows = []
-    for key, of in frame.groupby(list(SETTING), sort=True):
-        setting = dict(zip(SETTING, key, strict=True))
-        laws = sorted({_law(row) for row in of[["distribution", "alpha", "scale"]].to_dict("records")})
-        rows.append(
-            [
-                count(len(of)), count(setting["n"]), _several(of["m"]), _several(of["gamma"]),
-                laws[0] if len(laws) == 1 else f"{len(laws)} laws", _several(of["activation_density"]),
-                count(of["seed"].nunique()), count(setting["steps"]), count(setting["batch"]), _several(of["lr"]),
-            ]
-        )  # fmt: skip
-    rows += [[f"*{cell}*" for cell in line] for line in PAPER]
+    for _, of in frame.groupby(list(SETTING), sort=True):
+        rows.append([count(len(of)), *_grid(of)])
+    for name in EXPERIMENTS:
+        theirs = pd.DataFrame([{**asdict(run), "gamma": run.gamma} for run in load_sweep(name).versions["full"]])
+        rows.append([f"*paper, {count(len(theirs))}*", *(f"*{cell}*" for cell in _grid(theirs))])
     return join("## What was trained", table(columns, rows)).rstrip()
+
+
+def _grid(runs: pd.DataFrame) -> list[str]:
+    """The cells of `_trained` of runs that share a setting."""
+    laws = sorted({_law(row) for row in runs[["distribution", "alpha", "scale"]].to_dict("records")})
+    return [
+        count(int(runs["n"].iloc[0])), _several(runs["m"]), _several(runs["gamma"]),
+        laws[0] if len(laws) == 1 else f"{len(laws)} laws", _several(runs["activation_density"]),
+        count(runs["seed"].nunique()), count(int(runs["steps"].iloc[0])), count(int(runs["batch"].iloc[0])),
+        _several(runs["lr"]),
+    ]  # fmt: skip
 
 
 def _law(row: dict[str, Any]) -> str:
@@ -156,7 +157,7 @@ def _limits(frame: pd.DataFrame) -> str:
                     "test loss in the median of all runs."
                 ),
                 (
-                    "**A line through six widths** has an exponent even where the points bend; the standard errors "
+                    "**A line through a few widths** has an exponent even where the points bend; the standard errors "
                     "are those of the line."
                 ),
                 "**A toy is not a language model.** Its features are independent; tokens are not.",

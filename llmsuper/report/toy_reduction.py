@@ -22,7 +22,10 @@ QUANTITIES = {
 }
 """What is compared between a reduced run and a full one."""
 CELL = ["m", "alpha", "gamma"]
-WORDS = {"n": "n", "steps": "steps", "batch": "batch", "lr": "learning rate of W", "lr_bias": "learning rate of b"}
+WORDS = {
+    "n": "n", "steps": "steps", "batch": "batch", "lr": "learning rate of W", "lr_bias": "learning rate of b",
+    "lr_regulariser": "learning rate of the regulariser",
+}  # fmt: skip
 PAPER_WIDTHS = (10, 15, 25, 39, 63, 100)
 
 

@@ -44,12 +44,16 @@ class Samples:
     """(K,) int64, run · n + feature."""
     row: torch.Tensor
     """(K,) int64, run · R + row; rising."""
+    place: torch.Tensor
+    """(K,) int64, where the entry lies in the flattened (G, R, n)."""
     value: torch.Tensor
     """(K,) float32, v."""
     row_starts: torch.Tensor
     """(G · R,) where each row's entries begin."""
-    by_feature: torch.Tensor
-    """(K,) the entries in the order of `feature`."""
+    row_by_feature: torch.Tensor
+    """(K,) `row` of the entries in the order of `feature`."""
+    value_by_feature: torch.Tensor
+    """(K,) `value` in that order."""
     feature_starts: torch.Tensor
     """(G · n,) where each feature's entries begin, in that order."""
 
@@ -118,6 +122,7 @@ class Sampler:
         row_starts = _starts(rows + (every_row.cumsum(0) - every_row)[cell // (G * B)], int(every_row.sum()))
         by_step = cell // (G * B) * (G * n) + feature
         by_feature = torch.argsort(by_step, stable=True)
+        place, rows_by_feature, values_by_feature = rows * n + feature % n, rows[by_feature], value[by_feature]
         feature_starts = _starts(by_step, T * G * n).view(T, G * n)
         row_end = 0
         for t, R in enumerate(row_counts.tolist()):
@@ -130,9 +135,11 @@ class Sampler:
                 weight=(index < filled[t][:, None]) + (index == filled[t][:, None]) * empty.float().sqrt(),
                 feature=feature[begin:end],
                 row=rows[begin:end],
+                place=place[begin:end],
                 value=value[begin:end],
                 row_starts=row_starts[row_begin:row_end] - begin,
-                by_feature=by_feature[begin:end] - begin,
+                row_by_feature=rows_by_feature[begin:end],
+                value_by_feature=values_by_feature[begin:end],
                 feature_starts=feature_starts[t] - begin,
             )
 

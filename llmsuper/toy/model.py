@@ -54,34 +54,26 @@ def loss_and_gradient(
     """The loss (G,), a sum over features and a mean over `batch` samples, if wanted; and its gradient (G, n, m + 1)."""
     import torch
 
-    n, k = theta.shape[1:]
+    k = theta.shape[2]
     h, y = forward(theta, samples, room)
-    flat, place, y_active = _active(y, samples, n)
+    flat = y.view(-1)
+    y_active = flat[samples.place]
     loss = _row_losses(y, samples, y_active).sum(dim=1) / batch if with_loss else None
-    flat[place] = torch.where(y_active > 0, y_active - samples.value, 0.0)
+    flat[samples.place] = torch.where(y_active > 0, y_active - samples.value, 0.0)
     gradient = torch.bmm(h.transpose(1, 2), y).transpose(1, 2).contiguous()
     slope = torch.bmm(y, theta)  # (G, R, m + 1), of which the last is of no use
     slope[:, :, -1] = 0
-    order = samples.by_feature
-    gradient += _bags(samples.row[order], slope.view(-1, k), samples.feature_starts, samples.value[order]).view_as(
-        gradient
-    )
+    encoder = _bags(samples.row_by_feature, slope.view(-1, k), samples.feature_starts, samples.value_by_feature)
+    gradient += encoder.view_as(gradient)
     return loss, gradient.mul_(2 / batch)
 
 
 def sample_losses(theta: torch.Tensor, samples: Samples, room: Room) -> tuple[torch.Tensor, torch.Tensor]:
     """(G,) float64 sums over samples of the loss, and of its square."""
     _, y = forward(theta, samples, room)
-    _, _, y_active = _active(y, samples, theta.shape[1])
-    losses, counts = _row_losses(y, samples, y_active).double(), samples.weight.double().square()
+    losses, counts = _row_losses(y, samples, y.view(-1)[samples.place]).double(), samples.weight.double().square()
     # the row without anything active holds the sum of `count` equal losses
     return losses.sum(dim=1), (losses.square() / counts.clamp_min(1)).sum(dim=1)
-
-
-def _active(y: torch.Tensor, samples: Samples, n: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """y flattened, where in it the active entries lie, and what they are."""
-    flat, place = y.view(-1), samples.row * n + samples.feature % n
-    return flat, place, flat[place]
 
 
 def _row_losses(y: torch.Tensor, samples: Samples, y_active: torch.Tensor) -> torch.Tensor:

@@ -45,7 +45,7 @@ class Optimiser:
         self._lr = column([run.lr for run in runs]).repeat(1, 1, theta.shape[2])  # (G, 1, m + 1)
         self._lr[:, :, -1:] = column([run.lr_bias for run in runs])
         decay, pull = (
-            [run.strength * run.lr if run.regulariser == name else 0.0 for run in runs]
+            [run.strength * run.regulariser_rate if run.regulariser == name else 0.0 for run in runs]
             for name in ("weight-decay", "unit-norm")
         )
         self._decay, self._pull, self._pulls = column(decay), column(pull), any(pull)

@@ -62,9 +62,10 @@ class ToyStore(RecordStore[ToyRecord]):
         return f"{record.run.key}.json"
 
     def flat(self, record: ToyRecord) -> dict[str, Any]:
-        """The run's parameters and `gamma`, the plain fields, and `name.field` for each number of `norms`, `overlap`,
-        `strong_overlap`, `theory` and `made_by`."""
-        found = {**asdict(record.run), "gamma": record.run.gamma}
+        """The run's parameters, `lr_regulariser` filled in, and `gamma`, the plain fields, and `name.field` for each number of
+        `norms`, `overlap`, `strong_overlap`, `theory` and `made_by`."""
+        run = record.run
+        found = {**asdict(run), "gamma": run.gamma, "lr_regulariser": run.regulariser_rate}
         for name, value in asdict(record).items():
             if name in ("norms", "overlap", "strong_overlap", "theory", "made_by"):
                 nested = value or {}

@@ -1,7 +1,7 @@
 """ToyRun: all the parameters of one toy training run, and the one place where the sign of γ is read.
 
 The paper (arXiv:2505.10465v4, equation 2) and its scripts turn one knob, γ, whose sign chooses between two regularisers of the
-rows Wᵢ, both applied before the step of the optimiser with its current learning rate η:
+rows Wᵢ, both applied before the step of the optimiser with its current learning rate η (or its own: `lr_regulariser`):
 
     γ ≥ 0   "weight-decay"   Wᵢ ← Wᵢ − η γ Wᵢ
     γ < 0   "unit-norm"      Wᵢ ← Wᵢ + η |γ| Wᵢ (1/‖Wᵢ‖ − 1)
@@ -61,6 +61,9 @@ class ToyRun:
     """Peak learning rate of W."""
     lr_bias: float = 0.01
     """Peak learning rate of b."""
+    lr_regulariser: float | None = None
+    """Peak of η in the regulariser; None: `lr`, as in the paper. A run of smaller batches keeps the paper's: see
+    docs/toy-models.md."""
     warmup: float = 0.1
     """Share of the steps over which the learning rate rises linearly."""
     final_lr: float = 0.05
@@ -82,9 +85,9 @@ class ToyRun:
             (not 0 <= self.warmup <= 1, f"warmup = {self.warmup:g}", "it is a share of the steps, 0 to 1"),
             (not 0 <= self.final_lr <= 1, f"final_lr = {self.final_lr:g}", "it is a share of the peak, 0 to 1"),
             (
-                min(self.lr, self.lr_bias, self.loss_scale) <= 0,
-                f"lr = {self.lr:g}, lr_bias = {self.lr_bias:g}, loss_scale = {self.loss_scale:g}",
-                "all three are above 0",
+                min(self.lr, self.lr_bias, self.regulariser_rate, self.loss_scale) <= 0,
+                f"{self.lr:g}, {self.lr_bias:g}, {self.regulariser_rate:g}, {self.loss_scale:g}",
+                "lr, lr_bias, lr_regulariser and loss_scale are above 0",
             ),
         ):
             if wrong:
@@ -101,6 +104,11 @@ class ToyRun:
     def gamma(self) -> float:
         """The signed γ of the paper."""
         return REGULARISERS[self.regulariser] * self.strength
+
+    @property
+    def regulariser_rate(self) -> float:
+        """Peak learning rate in the regulariser."""
+        return self.lr if self.lr_regulariser is None else self.lr_regulariser
 
     @property
     def key(self) -> str:

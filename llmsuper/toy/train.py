@@ -36,7 +36,8 @@ SHAPE = ("n", "m", "batch", "steps", "warmup", "final_lr", "test_samples")
 ROOM_BYTES = 4 << 30
 """For the largest tensor of a batch, (sources, rows, n), on a GPU. On a CPU a batch has one source: its tensor stays in cache."""
 VARIANTS = 16
-"""Most variants of a batch on a CPU: more would leave cores idle at the end of a small sweep."""
+"""Most variants of a batch on a CPU: more would leave cores idle at the end of a sweep. Fewer where there are more cores than
+sources, so that each has a batch."""
 
 
 def train_runs(
@@ -109,8 +110,9 @@ def make_batches(
         step = steps.get(run, 0) if steps else 0
         by_source[_pick(run, SHAPE), step, _pick(run, SOURCE)].append(run)
     alike: dict[Any, list[list[ToyRun]]] = defaultdict(list)
+    parts = -(-usable_cores() // len(by_source)) if device == "cpu" and by_source else 1
     for (shape, step, _), variants in by_source.items():
-        most = VARIANTS if device == "cpu" else len(variants)
+        most = min(VARIANTS, -(-len(variants) // parts)) if device == "cpu" else len(variants)
         for start in range(0, len(variants), most):
             part = sorted(variants[start : start + most], key=_variant)
             alike[shape, step, tuple(map(_variant, part))].append(part)
