@@ -18,6 +18,7 @@ from llmsuper.report.toy_bench import Bench
 from llmsuper.report.toy_cells import agreement, beside, cells, experiment, exponents
 from llmsuper.report.toy_page import SECTIONS, page_of
 from llmsuper.report.toy_reduction import changed, published_lines, reduction
+from llmsuper.report.toy_start import start_section
 from llmsuper.scaling.toy_curves import TOY_CURVES, load_toy_curve
 from llmsuper.toy.measure import measure_rows, theory_values
 from llmsuper.toy.record import ToyRecord, ToyStore
@@ -237,6 +238,33 @@ def test_an_experiment_is_what_was_trained_alike(measured: dict[str, Any]) -> No
     assert experiment(frame[frame["activation_density"] == 1], "activation_density") is None
 
 
+def test_the_knob_is_shown_where_it_has_the_most_values(measured: dict[str, Any]) -> None:
+    few = made_up(measured)
+    many = [record(measured, toy_run(10, g, alpha=1.0), 0.7, phi_half=0.5) for g in (*GAMMAS, 7 / 9)]
+    bench = Bench(frame_of([*few, *many]), None, "svg")
+    most_runs, most_values = bench.small(), bench.small(widest="gamma")
+    assert most_runs is not None
+    assert most_values is not None
+    assert (most_runs.setting["steps"], most_values.setting["steps"]) == (2000, 20_000)
+    text = next(section for section in SECTIONS if section.__name__ == "represented_section")(bench).text
+    table = text.partition("φ½ at α = 1")[2].partition("</details>")[0]
+    assert [row.split(" | ")[2] for row in table.splitlines() if row.startswith("| −")] == ["0.500"] * 3
+
+
+def test_starts_are_compared_where_nothing_else_differs(measured: dict[str, Any]) -> None:
+    normal = [record(measured, toy_run(39, -5 / 9, alpha=1.0, seed=s), 0.22 + s / 100) for s in (0, 1)]
+    zero = record(measured, toy_run(39, -5 / 9, alpha=1.0, initialisation="zero-bias"), 0.17)
+    other = record(measured, toy_run(25, -5 / 9, alpha=1.0, initialisation="zero-bias"), 0.3)
+    text = start_section(Bench(frame_of([*normal, zero, other]), None, "svg")).text
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.startswith("| 39")]
+    assert [row[4:] for row in rows] == [
+        ["normal", "0.225", "0.220 to 0.230", "2", "0.202"],
+        ["zero-bias", "0.170", "0.170 to 0.170", "1", "0.202"],
+    ]
+    assert "| 25 |" not in text
+    assert "No run of it" in start_section(Bench(frame_of(normal), None, "svg")).text
+
+
 # ---- the page ----
 
 
@@ -306,7 +334,8 @@ def page(measured: dict[str, Any]) -> Page:
         for seed in (0, 1)
         for law in ({"distribution": "exponential", "scale": 10.0}, {"alpha": 1.2}, {"distribution": "linear"})
     ]
-    return page_of(frame_of([*made_up(measured), full, *dense, *large]))
+    zero = record(measured, toy_run(39, -5 / 9, alpha=1.0, initialisation="zero-bias"), 0.2)
+    return page_of(frame_of([*made_up(measured), full, zero, *dense, *large]))
 
 
 def test_the_page_has_every_figure_and_no_gap(page: Page) -> None:

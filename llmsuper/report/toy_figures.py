@@ -203,8 +203,12 @@ def toy_strong(
         key(left, {f"α = {alpha:g}": colour for alpha, colour in colours.items()}, {"min(1, m²/2n)": DASHED})
 
         bars: Any = {"here, range over α": {"color": BLUE, "lw": 4}, "published": {"color": ORANGE, "lw": 4}}
-        middle.vlines(law["m"] / 1.04, law["low"], law["high"], **bars["here, range over α"])
-        middle.vlines(law["m"] * 1.04, law["published_low"], law["published_high"], **bars["published"])
+        for name, at, low, high in (
+            ("here, range over α", law["m"] / 1.04, law["low"], law["high"]),
+            ("published", law["m"] * 1.04, law["published_low"], law["published_high"]),
+        ):
+            middle.vlines(at, low, high, **bars[name])
+            middle.plot(at, high, "o", ms=4, color=bars[name]["color"])  # what is left of a range of one α
         middle.plot(law["m"], law["isotropic"], **DASHED)
         middle.plot(law["m"], law["welch"], **DOTTED)
         middle.set_yscale("log")

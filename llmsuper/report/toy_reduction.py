@@ -141,4 +141,6 @@ def _with_seeds(value: float, seeds: float) -> str:
 
 
 def _relative(value: float, against: float) -> str:
-    return NONE if np.isnan(value) or np.isnan(against) else f"{fixed(100 * (value / against - 1), 1)} %"
+    if np.isnan(value) or np.isnan(against) or against == 0:
+        return NONE
+    return f"{fixed(100 * (value / against - 1), 1)} %"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 from llmsuper.report.markdown import NONE, Column, count, fixed, join, number, table
-from llmsuper.report.toy_bench import Bench, Section
+from llmsuper.report.toy_bench import Bench, Section, missing
 from llmsuper.report.toy_cells import RATES, SETTING, beside, cells
 from llmsuper.report.toy_reduction import known_points
 
@@ -15,11 +15,12 @@ ALIKE = ("alpha", "gamma", "m", *(name for name in (*SETTING, *RATES) if name !=
 
 
 def start_section(bench: Bench) -> Section:
-    """Runs that differ in their biases at the start alone; empty where there are none."""
+    """The loss of runs that differ in their biases at the start alone."""
+    title = "What the start does"
     ours = cells(bench.runs_like_the_papers(), [*ALIKE, START], "test_loss")
     ours = ours[ours.groupby(list(ALIKE))[START].transform("nunique") > 1]
     if ours.empty:
-        return Section("")
+        return missing(title, "initialisation")
     points = known_points(bench)
     points = points[points["quantity"] == "test_loss"]
     both = beside(ours, points, {name: name for name in ("alpha", "gamma", "m")}, "mean", "published")
@@ -37,7 +38,7 @@ def start_section(bench: Bench) -> Section:
             ]
         )  # fmt: skip
     text = join(
-        "## What the start does",
+        f"## {title}",
         "The paper does not say from where the biases $b$ start; its code draws them from $N(0, 1)$ (*normal*). A feature whose "
         "bias starts far below zero has an output that is never positive, so no gradient, and stays lost. Starting "
         "from $b = 0$ (*zero-bias*) loses none that way.",
