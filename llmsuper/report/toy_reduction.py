@@ -8,7 +8,7 @@ import numpy as np
 import pandas as pd
 
 from llmsuper.report.markdown import NONE, Column, count, fixed, join, number, table
-from llmsuper.report.toy_cells import FULL, beside, cells, exponents, large_rows
+from llmsuper.report.toy_cells import FULL, beside, cells, exponents
 
 if TYPE_CHECKING:
     from llmsuper.report.toy_bench import Bench
@@ -92,7 +92,8 @@ def reduction(bench: Bench, small: Experiment) -> pd.DataFrame:
     Columns m, alpha, gamma, quantity, reduced, seeds_reduced, full, seeds_full, published; missing where there is none. Empty
     where nothing was trained in full.
     """
-    frame = bench.frame[~large_rows(bench.frame) & np.isclose(bench.frame["activation_density"], 1.0)]
+    frame = bench.runs_like_the_papers()
+    frame = frame[frame["initialisation"] == small.setting["initialisation"]]
     full = frame[np.logical_and.reduce([np.isclose(frame[key], value) for key, value in FULL.items()])]
     known = known_points(bench)
     parts = []
