@@ -354,7 +354,9 @@ def test_the_page_says_what_was_reduced_and_what_that_costs(page: Page) -> None:
     part = page.text.partition("## What was reduced, and what that costs")[2].partition("\n## ")[0]
     assert "steps 2,000 instead of 20,000" in part
     mean = np.mean([3.0 * 39**-p for p in (1.0, 1.01, 1.02)])
-    (line,) = [line for line in part.splitlines() if "| loss |" in line]
+    summary, line = [line for line in part.splitlines() if "| loss |" in line]
+    change = f"{100 * (mean / 0.25 - 1):.1f}".replace("-", "−")
+    assert summary.startswith(f"| loss | 1 | {change} % | {change} to {change} % | 1 |")
     assert f"{100 * (mean / 0.25 - 1):.1f} %".replace("-", "−") in line
     assert line.endswith(f"| 0.202 | {100 * (0.25 / 0.20178 - 1):.1f} % |")
 

@@ -121,7 +121,7 @@ def difference_table(title: str, both: pd.DataFrame, keys: str, places: int | No
             ]
         )
     columns = [*(Column(key) for key in headings), *map(Column, ("here", "spread", "seeds", "published", "difference"))]
-    return fold(f"{title}: {len(rows)} cells. Spread: standard deviation over seeds", table(columns, rows))
+    return fold(f"{title}: {several(len(rows), 'cell')}. Spread: standard deviation over seeds", table(columns, rows))
 
 
 def exponent_table(
@@ -156,9 +156,14 @@ def exponent_table(
         *map(Column, ("published", "difference")),
     ]
     return fold(
-        f"{title}: {len(rows)} lines. ±: one standard error of the line; spread: standard deviation over seeds",
+        f"{title}: {several(len(rows), 'line')}. ±: one standard error of the line; spread: standard deviation over seeds",
         table(columns, rows),
     )
+
+
+def several(number: int, thing: str) -> str:
+    """1 cell, 2 cells."""
+    return f"{number} {thing}" + ("" if number == 1 else "s")
 
 
 def _fixed(value: float) -> str:

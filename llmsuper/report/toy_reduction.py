@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pandas as pd
 
-from llmsuper.report.markdown import NONE, Column, count, fixed, join, number, table
+from llmsuper.report.markdown import NONE, Column, count, fixed, fold, join, number, table
+from llmsuper.report.toy_bench import several
 from llmsuper.report.toy_cells import FULL, beside, cells, exponents
 
 if TYPE_CHECKING:
@@ -63,22 +64,56 @@ def reduced_section(bench: Bench) -> str:
     ]
     return join(
         f"{title}, and what that costs",
-        f"{said} These cells were also trained with everything as in the paper; means, with the number of "
-        "seeds in brackets, the change "
-        "relative to the full run, and the difference from the published value relative to that.",
-        table(columns, rows),
+        f"{said} {len(found[CELL].drop_duplicates())} cells were also trained with everything as in the paper. What differs "
+        "between the two, relative to the full run, and between the full run and the published value, relative to that:",
+        _summary(found),
+        fold(
+            f"Every one of them: {several(len(rows), 'line')}. Means, with the number of seeds in brackets",
+            table(columns, rows),
+        ),
     ).rstrip()
 
 
-def changed(small: Experiment) -> list[str]:
-    """What is not as in the paper, one phrase each; empty where nothing is."""
+def _summary(found: pd.DataFrame) -> str:
+    """One line a quantity: the median and the range of both differences over all cells."""
+    columns = [Column("quantity", left=True)]
+    columns += map(
+        Column,
+        (
+            "cells",
+            "reduced − full, median",
+            "lowest to highest",
+            "cells",
+            "full − published, median",
+            "lowest to highest",
+        ),
+    )
+    rows = []
+    for quantity, words in QUANTITIES.items():
+        of = found[found["quantity"] == quantity]
+        row = [words]
+        for value, against in (("reduced", "full"), ("full", "published")):
+            known = of[of[value].notna() & of[against].notna() & (of[against] != 0)]
+            change = 100 * (known[value] / known[against] - 1)
+            row += [count(len(known))]
+            row += (
+                [NONE, NONE]
+                if known.empty
+                else [f"{fixed(change.median(), 1)} %", f"{fixed(change.min(), 1)} to {fixed(change.max(), 1)} %"]
+            )
+        rows.append(row)
+    return table(columns, rows)
+
+
+def changed(small: Experiment, *, widths: bool = True) -> list[str]:
+    """What is not as in the paper, one phrase each; empty where nothing is. Without `widths` only how runs were trained."""
     changes = [
         f"{WORDS[key]} {small.setting[key]:,.6g} instead of {value:,.6g}"
         for key, value in FULL.items()
         if not np.isclose(small.setting[key], value)
     ]
     there = sorted(set(small.runs["m"]))
-    if not set(PAPER_WIDTHS) <= set(there):
+    if widths and not set(PAPER_WIDTHS) <= set(there):
         kept = ", ".join(str(m) for m in there)
         changes.append(
             f"m = {kept} instead of {count(len(PAPER_WIDTHS))} from 10 to 100, so exponents are of other widths"

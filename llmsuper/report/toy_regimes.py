@@ -76,9 +76,7 @@ def weak_section(bench: Bench) -> Section:
         + _ratio_said(ratio, len(losses))
         + f" For $m \\ll n$ and α > 1 it gives $\\alpha_m = \\alpha - 1$; {said}",
         bench.show(drawing),
-        exponent_table(
-            "$\\alpha_m$ with weight decay", shown, both, "α γ", {a: a - 1 for a in shown["alpha"] if a > 1}
-        ),
+        exponent_table("αₘ with weight decay", shown, both, "α γ", {a: a - 1 for a in shown["alpha"] if a > 1}),
         difference_table("Loss at α = 0", at_zero, "γ m"),
     )
     return Section(
@@ -141,7 +139,7 @@ def strong_section(bench: Bench) -> Section:
         f"{said if len(even) else ''}",
         bench.show(drawing),
         _overlap_table(overlap),
-        exponent_table("$\\alpha_m$ with a pull to unit norm", ours, both, "α γ"),
+        exponent_table("αₘ with a pull to unit norm", ours, both, "α γ"),
         difference_table("Share of rows with norm above 1", both_shares, "α m", places=3),
         difference_table("Loss at α = 0", at_zero, "γ m"),
     )

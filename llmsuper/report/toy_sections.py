@@ -62,7 +62,8 @@ def represented_section(bench: Bench) -> Section:
         "$\\varphi_{1/2}$ is the share of rows of $W$ with norm above ½: $m/n$ where $m$ features have a "
         "direction each and the others "
         "none, 1 where all have one. A pull of the norms to 1 (γ < 0) makes superposition strong, weight decay (γ > 0) weak. "
-        f"At α = 1 the runs here are those with the most γ: {'; '.join(changed(knob)) or 'everything as in the paper'}.",
+        "At α = 1 the runs here are those with the most γ, "
+        f"{'; '.join(changed(knob, widths=False)) or 'trained as in the paper'}.",
         *map(bench.show, drawings),
         difference_table("φ½ at α = 1", by_gamma, "γ m", places=3),
         difference_table("φ½ at m = 39", in_map, "α γ", places=3),
@@ -103,8 +104,8 @@ def exponent_section(bench: Bench) -> Section:
         "are known (α = 0, and "
         "α = 1 at γ = −0.556), the second table has their exponent over the same $m$ as ours.",
         bench.show(drawing),
-        exponent_table("$\\alpha_m$ beside the published one of all six $m$", ours, both, "α γ"),
-        exponent_table("$\\alpha_m$ over the same $m$", ours.merge(both_same[["alpha", "gamma"]]), both_same, "α γ"),
+        exponent_table("αₘ beside the published one of all six m", ours, both, "α γ"),
+        exponent_table("αₘ over the same m", ours.merge(both_same[["alpha", "gamma"]]), both_same, "α γ"),
     )
     return Section(
         text.rstrip(),
@@ -157,7 +158,7 @@ def density_section(bench: Bench) -> Section:
             else ""
         ),
         bench.show(drawing),
-        exponent_table("$\\alpha_m$ at γ = −0.556 by density", lines, both_lines, "E"),
+        exponent_table("αₘ at γ = −0.556 by density", lines, both_lines, "E"),
         difference_table("Loss", both, "γ m E"),
     )
     return Section(
