@@ -10,7 +10,7 @@ import pandas as pd
 
 from llmsuper.report.markdown import NONE, Column, figure, fixed, fold, number, table, with_error
 from llmsuper.report.pages import FIGURE_FOLDER
-from llmsuper.report.toy_cells import FULL, experiment, large_rows
+from llmsuper.report.toy_cells import FULL, PAPER_START, Experiment, experiment, large_rows
 from llmsuper.scaling.toy_curves import load_toy_curve
 
 if TYPE_CHECKING:
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from llmsuper.report.pages import Drawing
-    from llmsuper.report.toy_cells import Agreement, Experiment
+    from llmsuper.report.toy_cells import Agreement
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -45,6 +45,13 @@ class Bench:
     def small(self, name: str = "weight_decay", widest: str | None = None) -> Experiment | None:
         """An experiment at the paper's n of small models: its published curves are of no other. See `experiment`."""
         return experiment(self._at_papers_n(), name, widest)
+
+    def in_full(self) -> Experiment | None:
+        """The runs that were trained as the paper's small models were; None where there is none."""
+        runs = self.runs_like_the_papers()
+        alike = np.logical_and.reduce([np.isclose(runs[key].astype(float), value) for key, value in FULL.items()])
+        runs = runs[alike & (runs["initialisation"] == PAPER_START)]
+        return Experiment(runs.reset_index(drop=True), FULL) if len(runs) else None
 
     def runs_like_the_papers(self) -> pd.DataFrame:
         """Every run at the paper's n of small models, with frequencies of theirs, at E = 1."""

@@ -14,6 +14,9 @@ if TYPE_CHECKING:
 FULL = {"n": 1000, "steps": 20_000, "batch": 2_048, "lr": 0.01, "lr_bias": 0.01, "lr_regulariser": 0.01}
 """What the paper's small models have."""
 
+PAPER_START = "normal"
+"""Their biases at the start, by the authors' code."""
+
 SETTING = ("n", "steps", "batch", "warmup", "final_lr", "initialisation")
 """Runs that differ in one of these are not averaged with each other."""
 RATES = ("lr", "lr_bias", "lr_regulariser")

@@ -127,9 +127,8 @@ def reduction(bench: Bench, small: Experiment) -> pd.DataFrame:
     Columns m, alpha, gamma, quantity, reduced, seeds_reduced, full, seeds_full, published; missing where there is none. Empty
     where nothing was trained in full.
     """
-    frame = bench.runs_like_the_papers()
-    frame = frame[frame["initialisation"] == small.setting["initialisation"]]
-    full = frame[np.logical_and.reduce([np.isclose(frame[key], value) for key, value in FULL.items()])]
+    in_full = bench.in_full()
+    full = small.runs[:0] if in_full is None else in_full.runs
     known = known_points(bench)
     parts = []
     for quantity in QUANTITIES:
