@@ -225,5 +225,7 @@ def _disagreements(config: dict[str, Any], info: TensorInfo, tied: bool, subset_
     tie_key = next((key for key in TIE_KEYS if config.get(key) is not None), None)
     if tie_key is not None and bool(config[tie_key]) != tied:
         found = "there is no head of its own: the input embedding" if tied else "there is a head of its own:"
-        notes.append(f"config.json says {tie_key} = {short(config[tie_key]).lower()}, but {found} {info.name!r} is used.")
+        notes.append(
+            f"config.json says {tie_key} = {short(config[tie_key]).lower()}, but {found} {info.name!r} is used."
+        )
     return notes
