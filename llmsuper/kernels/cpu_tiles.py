@@ -45,7 +45,7 @@ def overlap_sums(left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal
     if diagonal:
         np.matmul(x, x.T, out=c)  # SYRK: half the work, and symmetric
     else:
-        # a fifth faster than numpy's where it is MKL's
+        # faster than numpy's where it is MKL's (benchmarks/bench_pairs.py prints both rates)
         torch.mm(torch.from_numpy(x), torch.from_numpy(y).T, out=torch.from_numpy(c))
     if scale != 1.0:
         c *= c.dtype.type(scale)
