@@ -10,6 +10,7 @@ import pandas as pd
 from llmsuper.report.markdown import NONE, Column, count, fixed, fold, join, number, table
 from llmsuper.report.toy_bench import several
 from llmsuper.report.toy_cells import FULL, beside, cells, exponents
+from llmsuper.toy.sweep import load_sweep
 
 if TYPE_CHECKING:
     from llmsuper.report.toy_bench import Bench
@@ -27,7 +28,6 @@ WORDS = {
     "n": "n", "steps": "steps", "batch": "batch", "lr": "learning rate of W", "lr_bias": "learning rate of b",
     "lr_regulariser": "learning rate of the regulariser",
 }  # fmt: skip
-PAPER_WIDTHS = (10, 15, 25, 39, 63, 100)
 
 
 def reduced_section(bench: Bench) -> str:
@@ -113,10 +113,11 @@ def changed(small: Experiment, *, widths: bool = True) -> list[str]:
         if not np.isclose(small.setting[key], value)
     ]
     there = sorted(set(small.runs["m"]))
-    if widths and not set(PAPER_WIDTHS) <= set(there):
+    papers = sorted({run.m for run in load_sweep("weight_decay").versions["full"]})
+    if widths and not set(papers) <= set(there):
         kept = ", ".join(str(m) for m in there)
         changes.append(
-            f"m = {kept} instead of {count(len(PAPER_WIDTHS))} from 10 to 100, so exponents are of other widths"
+            f"m = {kept} instead of {count(len(papers))} from {papers[0]} to {papers[-1]}, so exponents are of other widths"
         )
     return changes
 
