@@ -40,7 +40,8 @@ if TYPE_CHECKING:
     from llmsuper.geometry.tile_list import Tiles
 
 AGREEMENT = 1e-5
-"""Relative, of mean |c|, mean c² and a row's Σ c², and absolute of its largest |c|: overlaps are float32, sums of blocks or tiles float64."""
+"""Relative, of mean |c|, mean c² and a row's Σ c², and absolute of its largest |c|: overlaps are float32, sums over blocks or
+tiles float64."""
 MOVED = 1e-3
 """Share of the pairs whose overlap is so near the edge of a bin that two ways of rounding it differ."""
 

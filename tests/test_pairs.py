@@ -121,7 +121,7 @@ def test_a_tile_on_the_diagonal(name: str, device: str, precision: Any, shape: t
 @pytest.mark.parametrize("scale", [1.0, 1 / 64])
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.float16], ids=str)
 def test_both_ways_on_a_cpu(diagonal: bool, scale: float, dtype: torch.dtype) -> None:
-    """The strips that a CPU works on, and torch's operations alone, as a GPU without Triton runs them."""
+    """The compiled walk of a CPU, and torch's operations alone, as a GPU without Triton runs them."""
     error = {torch.float64: 1e-14, torch.float32: 1e-6, torch.float16: 2e-3}[dtype]
     exact = choose_backend("reference")
     for kind in KINDS:
@@ -133,11 +133,13 @@ def test_both_ways_on_a_cpu(diagonal: bool, scale: float, dtype: torch.dtype) ->
             check_tile(found, true_rows, true_right, error, diagonal=diagonal)
 
 
-def test_a_tile_of_many_strips(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(cpu_tiles, "STRIP_BYTES", 1 << 14)
+def test_a_tile_of_more_rows_than_are_summed_at_once() -> None:
     backend = choose_backend("torch", "cpu", "exact")
     for kind in KINDS:
-        left, right = unit_rows(kind, 203, 9, backend), unit_rows("anisotropic", 90, 9, backend)
+        left, right = (
+            unit_rows(kind, 3 * cpu_tiles.FLUSH_ROWS + 11, 9, backend),
+            unit_rows("anisotropic", 90, 9, backend),
+        )
         check_tile(backend.overlap_sums(left, right, bins=BINS, diagonal=False), left, right, 1e-14)
         check_tile(backend.overlap_sums(left, left, bins=BINS, diagonal=True), left, left, 1e-14, diagonal=True)
 

@@ -1,47 +1,67 @@
-"""Overlap sums of a tile on the CPU: one BLAS product, then a few numpy passes over strips that stay in the cache."""
+"""Overlap sums of a tile on the CPU: one BLAS product, then one walk over its rows, compiled by numba.
+
+A row of overlaps is read a few times while it is in the first-level cache: by loops simple enough to become vector
+instructions, one for each thing that is asked of it.
+"""
 
 from __future__ import annotations
 
 import threading
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar, cast
 
+import numba
 import numpy as np
 import torch
 
 from llmsuper.kernels.tiles import RowSums, TileSums, pairs_in
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from numpy.typing import NDArray
 
-STRIP_BYTES = 256 << 10
-"""Of overlaps in one strip: smaller ones stay nearer in the cache, larger ones need fewer calls; the best of 64 KiB to 1 MiB."""
-GROUP = 16
-"""Rows whose largest overlap with each column is kept: what is left to search for the column's largest of all."""
+    Compiled = TypeVar("Compiled", bound=Callable[..., Any])
+
+MAGNITUDES: dict[Any, Any] = {np.dtype(np.float32): np.int32, np.dtype(np.float64): np.int64}
+"""Without their sign, floats are in the order of their bits read as integers, whose largest is a vector instruction."""
+LANES = 4
+"""Histograms that neighbours are counted in: one would wait for its last count to be written."""
+FLUSH_ROWS = 64
+"""Rows whose squares are added up, column by column, in the dtype of the overlaps before they go into a float64 sum."""
+
+
+def _compiled(function: Compiled) -> Compiled:
+    """Compiled at the first call, and kept on the disk for other processes where numba finds a folder it may write to."""
+    options: dict[str, Any] = {"nogil": True, "fastmath": {"reassoc", "contract", "nsz", "nnan"}}
+    try:
+        compiled = numba.njit(cache=True, **options)(function)
+    except RuntimeError:  # no such folder: every process compiles its own
+        compiled = numba.njit(**options)(function)
+    return cast("Compiled", compiled)
 
 
 class _Workspace(threading.local):
-    """A thread's own memory, used again for every tile: fresh pages would cost as much as some of the passes."""
+    """A thread's own memory for overlaps, used again for every tile: fresh pages would cost as much as the walk."""
 
     def __init__(self) -> None:
-        self._held: dict[str, NDArray[Any]] = {}
+        self._held: NDArray[Any] = np.empty(0, np.float32)
 
-    def array(self, name: str, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
+    def array(self, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
         size = shape[0] * shape[1]
-        held = self._held.get(name)
-        if held is None or held.size < size or held.dtype != dtype:
-            held = self._held[name] = np.empty(size, dtype)
-        return held[:size].reshape(shape)
+        if self._held.size < size or self._held.dtype != dtype:
+            self._held = np.empty(size, dtype)
+        return self._held[:size].reshape(shape)
 
 
 _workspace = _Workspace()
 
 
 def overlap_sums(left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal: bool, scale: float) -> TileSums:
-    """See `kernels.tiles`. Single-threaded where its caller made BLAS so; the interpreter lock is free in every pass."""
+    """See `kernels.tiles`. Single-threaded where its caller made BLAS so; the interpreter lock is free all the time."""
     x = left.numpy() if left.dtype != torch.float16 else left.float().numpy()
     y = x if diagonal else right.numpy() if right.dtype != torch.float16 else right.float().numpy()
     a, b = len(x), len(y)
-    c = _workspace.array("overlaps", (a, b), x.dtype)
+    c = _workspace.array((a, b), x.dtype)
     if diagonal:
         np.matmul(x, x.T, out=c)  # SYRK: half the work, and symmetric
     else:
@@ -49,75 +69,107 @@ def overlap_sums(left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal
         torch.mm(torch.from_numpy(x), torch.from_numpy(y).T, out=torch.from_numpy(c))
     if scale != 1.0:
         c *= c.dtype.type(scale)
+    magnitude = MAGNITUDES[c.dtype]
+    rows = (np.empty(a, magnitude), np.empty(a, np.int64), np.empty(a))
+    columns = (np.full(b, -1, magnitude), np.zeros(b, np.int64), np.zeros(b))
+    counts = np.zeros((LANES, bins), np.int64)
+    one = np.ones(1, c.dtype).view(magnitude)[0]
+    total, absolute, squares = _walk(c, c.view(magnitude), one, diagonal, counts, rows, columns)
+    sums = (pairs_in(a, b, diagonal=diagonal), total, absolute, squares, counts.sum(axis=0))
     if diagonal:
-        np.fill_diagonal(c, 0.0)  # adds nothing to the sums; its counts in the histogram are known
-    index = _workspace.array("bins", (a, b), np.int16 if bins < 1 << 14 else np.int32)
-    half = torch.tensor(bins / 2, dtype=torch.float64)
-    totals, absolutes, squares = np.empty((3, a), c.dtype)
-    column_squares, group_largest = np.zeros(b), np.empty((-(-a // GROUP), b), c.dtype)
-    partner, ones = np.empty(a, np.int64), np.ones(max(a, b), c.dtype)
-    step = _strip_rows(c)
-    for strip in (slice(start, min(a, start + step)) for start in range(0, a, step)):
-        part = c[strip]
-        work = _workspace.array("strip", part.shape, c.dtype)
-        np.matmul(part, ones[:b], out=totals[strip])
-        torch.add(half, torch.from_numpy(part), alpha=bins / 2, out=torch.from_numpy(work))
-        np.copyto(index[strip], work, casting="unsafe")  # towards zero: −10⁻⁷ too becomes bin 0
-        np.multiply(part, part, out=work)
-        np.matmul(work, ones[:b], out=squares[strip])
-        column_squares += ones[: len(part)] @ work
-        np.abs(part, out=work)
-        np.matmul(work, ones[:b], out=absolutes[strip])
-        if diagonal:
-            work[np.arange(len(part)), np.arange(strip.start, strip.stop)] = -1.0  # nobody is his own partner
-        np.argmax(work, axis=1, out=partner[strip])
-        _largest_of_groups(work, group_largest[strip.start // GROUP : -(-strip.stop // GROUP)])
-
-    counts = torch.bincount(torch.from_numpy(index).view(-1), minlength=bins + 1).numpy()
-    counts[bins - 1] += counts[bins:].sum()  # c = 1, or above it by rounding
-    counts = counts[:bins]
-    total, absolute, square = (float(sums.sum(dtype=np.float64)) for sums in (totals, absolutes, squares))
-    beyond = np.flatnonzero(np.abs(c[np.arange(a), partner]) > 1.0)
-    partner[beyond] = np.minimum(np.abs(c[beyond]), 1.0).argmax(axis=1)
-    rows = RowSums(_clamped(c[np.arange(a), partner]), partner, squares.astype(np.float64))
-    if diagonal:  # every pair was seen twice, and every row with itself, as an overlap of 0
-        counts[bins // 2] -= a
-        return TileSums(pairs_in(a, a, diagonal=True), total / 2, absolute / 2, square / 2, counts // 2, rows, rows)
-    partner = _first_in_columns(c, np.minimum(group_largest, 1.0, out=group_largest))
-    columns = RowSums(_clamped(c[partner, np.arange(b)]), partner, column_squares)
-    return TileSums(pairs_in(a, b, diagonal=False), total, absolute, square, counts, rows, columns)
-
-
-def _strip_rows(c: NDArray[Any]) -> int:
-    return GROUP * int(max(1, STRIP_BYTES // (GROUP * c.itemsize * c.shape[1])))
-
-
-def _largest_of_groups(work: NDArray[Any], out: NDArray[Any]) -> None:
-    """Into `out` (groups, b), of each column the largest entry in every GROUP rows."""
-    whole = len(work) // GROUP
-    np.maximum.reduce(work[: whole * GROUP].reshape(whole, GROUP, work.shape[1]), axis=1, out=out[:whole])
-    if whole < len(out):
-        np.maximum.reduce(work[whole * GROUP :], axis=0, out=out[whole])
-
-
-def _first_in_columns(c: NDArray[Any], largest: NDArray[Any]) -> NDArray[np.int64]:
-    """(b,) of each column the first index of its largest |c|, given the `largest` in each group (groups, b).
-
-    One group a column is searched, not all of it.
-    """
-    rows = np.minimum(_first_largest(largest) * GROUP + np.arange(GROUP)[:, None], len(c) - 1)
-    overlaps = np.abs(c.ravel().take(rows * c.shape[1] + np.arange(c.shape[1])))
-    found: NDArray[np.int64] = rows[0] + _first_largest(np.minimum(overlaps, 1.0, out=overlaps))
-    return found
-
-
-def _first_largest(x: NDArray[Any]) -> NDArray[np.int64]:
-    """(b,) of each column of x (r, b) the first index of its largest entry: what argmax(axis=0) takes four times as long for."""
-    row, column = np.nonzero(x == x.max(axis=0))
-    first = np.empty(x.shape[1], np.int64)
-    first[column[::-1]] = row[::-1]  # of several in a column the last one written stays
-    return first
+        # what a row met to its right and, as a column, above it: of equals the partner above has the smaller index
+        partner = np.where(columns[0] >= rows[0], columns[1], rows[1])
+        both = RowSums(_clamped(c[np.arange(a), partner]), partner, rows[2] + columns[2])
+        return TileSums(*sums, both, both)
+    left_sums = RowSums(_clamped(c[np.arange(a), rows[1]]), rows[1], rows[2])
+    return TileSums(*sums, left_sums, RowSums(_clamped(c[columns[1], np.arange(b)]), columns[1], columns[2]))
 
 
 def _clamped(c: NDArray[Any]) -> NDArray[np.float64]:
     return c.astype(np.float64).clip(-1.0, 1.0)
+
+
+@_compiled
+def _walk(
+    c: Any, bits: Any, one: Any, diagonal: bool, counts: Any, rows: Any, columns: Any
+) -> tuple[float, float, float]:
+    """Σ c, Σ |c|, Σ c² of c (a, b), on the diagonal of what is right of it; fills counts (LANES, bins), and of rows and columns
+    the largest |c| as bits (−1: none), its partner, and Σ c².
+    """
+    a, b = c.shape
+    sizes, row_partners, row_squares = rows
+    column_sizes, column_partners, column_squares = columns
+    unflushed, present, places = np.zeros(b, c.dtype), np.empty(b, bits.dtype), np.empty(b, np.uint32)
+    total = absolute = squares = 0.0
+    for i in range(a):
+        first = i + 1 if diagonal else 0
+        x, size = c[i, first:], present[first:]
+        row_total, row_absolute, row_square = _add(x, unflushed[first:])
+        total += row_total
+        absolute += row_absolute
+        squares += row_square
+        row_squares[i] = row_square
+        sizes[i] = _largest(bits[i, first:], one, size)
+        row_partners[i] = first + _first_equal(size, sizes[i])
+        _raise(size, i, column_sizes[first:], column_partners[first:])
+        _count(x, places[first:], counts)
+        if (i + 1) % FLUSH_ROWS == 0 or i + 1 == a:
+            for j in range(b):
+                column_squares[j] += unflushed[j]
+                unflushed[j] = 0
+    return total, absolute, squares
+
+
+@_compiled
+def _add(x: Any, squares: Any) -> Any:
+    """Σ x, Σ |x| and Σ x²; adds x² to squares."""
+    total = absolute = square = x.dtype.type(0)
+    for j in range(len(x)):
+        total += x[j]
+        absolute += abs(x[j])
+        square += x[j] * x[j]
+        squares[j] += x[j] * x[j]
+    return total, absolute, square
+
+
+@_compiled
+def _largest(bits: Any, one: Any, size: Any) -> Any:
+    """The largest |x| as bits, at most `one`, −1 of nothing; and all of them, into size."""
+    largest = size.dtype.type(-1)
+    for j in range(len(bits)):
+        size[j] = min(bits[j] & np.iinfo(bits.dtype).max, one)
+        largest = max(largest, size[j])
+    return largest
+
+
+@_compiled
+def _first_equal(size: Any, wanted: Any) -> Any:
+    """The first index of `wanted` in size, its length where it is not in it."""
+    first = np.int32(len(size))
+    for j in range(len(size)):
+        first = min(first, np.int32(j) if size[j] == wanted else first)
+    return first
+
+
+@_compiled
+def _raise(size: Any, i: Any, largest: Any, partners: Any) -> None:
+    """Where size is above largest, put it there and row i for its partner."""
+    for j in range(len(size)):
+        partners[j] = i if size[j] > largest[j] else partners[j]
+        largest[j] = max(size[j], largest[j])
+
+
+@_compiled
+def _count(x: Any, places: Any, counts: Any) -> None:
+    """Count x in bins of [−1, 1], one lane after the other."""
+    half, last = x.dtype.type(counts.shape[1] // 2), np.int32(counts.shape[1] - 1)
+    for j in range(len(x)):
+        places[j] = max(min(np.int32(x[j] * half + half), last), np.int32(0))
+    whole = len(x) // 4 * 4
+    for j in range(0, whole, 4):  # LANES, written out
+        counts[0, places[j]] += 1
+        counts[1, places[j + 1]] += 1
+        counts[2, places[j + 2]] += 1
+        counts[3, places[j + 3]] += 1
+    for j in range(whole, len(x)):
+        counts[0, places[j]] += 1

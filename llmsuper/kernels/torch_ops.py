@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from llmsuper.kernels import NonFiniteRowError, cpu_tiles
+from llmsuper.kernels import NonFiniteRowError
 from llmsuper.kernels.precision import PRECISIONS, half_scale, ieee_products, round_to_half_, to_half
 from llmsuper.kernels.tiles import RowSums, TileSums, pairs_in
 
@@ -88,8 +88,11 @@ def gram(unit: torch.Tensor, *, precision: Precision) -> Any:
 
 def overlap_sums(left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal: bool, scale: float = 1.0) -> TileSums:
     """See `kernels.tiles`."""
-    sums = cpu_tiles.overlap_sums if left.device.type == "cpu" else overlap_sums_anywhere
-    return sums(left, right, bins=bins, diagonal=diagonal, scale=scale)
+    if left.device.type != "cpu":
+        return overlap_sums_anywhere(left, right, bins=bins, diagonal=diagonal, scale=scale)
+    from llmsuper.kernels import cpu_tiles  # a compiler comes with it, which costs memory and half a second
+
+    return cpu_tiles.overlap_sums(left, right, bins=bins, diagonal=diagonal, scale=scale)
 
 
 def overlap_sums_anywhere(
