@@ -267,6 +267,37 @@ def test_the_pull_to_unit_norm_is_equation_2() -> None:
     assert torch.equal(theta[0, :, -1], b)
 
 
+@pytest.mark.parametrize("gamma", [-0.5, 0.5])
+def test_training_is_the_papers_loop_written_densely(gamma: float) -> None:
+    """Whole samples, torch's own gradient and torch's own Adam, in float64, on the samples that the run draws."""
+    regulariser, strength = read_gamma(gamma)
+    run = toy_run(regulariser=regulariser, strength=strength, steps=150)
+    theta = initial_parameters(run).double()
+    W, b = (part.clone().requires_grad_() for part in (theta[:, :-1], theta[:, -1]))
+    adam = torch.optim.Adam([{"params": [W], "lr": run.lr}, {"params": [b], "lr": run.lr_bias}], eps=EPSILON)
+    for step, samples in enumerate(
+        Sampler(run.frequencies()[None], [run.seed], run.batch, "training", "cpu").draw(0, run.steps)
+    ):
+        active = dense(samples, 1, run.n)[0][0].double()
+        x = torch.cat([active[:-1], torch.zeros(run.batch - len(active) + 1, run.n)])
+        loss = torch.nn.functional.mse_loss(torch.relu(x @ W @ W.T + b), x)
+        loss.backward()
+        share = learning_rate(step, run.steps, run.warmup, run.final_lr)
+        with torch.no_grad():
+            rate = share * run.lr * strength
+            W *= 1 - rate if gamma > 0 else 1 + rate * (1 / W.norm(dim=1, keepdim=True) - 1)
+        for group, peak in zip(adam.param_groups, (run.lr, run.lr_bias), strict=True):
+            group["lr"] = share * peak
+        adam.step()
+        adam.zero_grad()
+    batch = Batch([[run]], "cpu")
+    while batch.step < run.steps:
+        batch.advance()
+    (trained,) = batch.finish()
+    torch.testing.assert_close(trained.W.double(), W.detach(), rtol=0, atol=2e-4)
+    torch.testing.assert_close(trained.b.double(), b.detach(), rtol=0, atol=2e-4)
+
+
 def test_the_schedule_rises_in_a_line_and_falls_in_a_cosine() -> None:
     rates = [learning_rate(step, 1000, 0.1, 0.05) for step in range(1000)]
     assert rates[0] == pytest.approx(1 / 100)

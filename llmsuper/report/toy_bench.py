@@ -102,7 +102,7 @@ KEYS = {"α": "alpha", "γ": "gamma", "m": "m", "E": "activation_density", "freq
 
 
 def difference_table(title: str, both: pd.DataFrame, keys: str, places: int | None = None) -> str:
-    """Every cell of `beside`, folded: ours, the spread of seeds, published, and the difference.
+    """Every cell of `beside`, folded: ours, the spread and the range of seeds, published, and the difference.
 
     `keys` are headings of KEYS. With `places` the numbers are of one scale and so is their difference; without, numbers are
     losses and the difference is relative.
@@ -122,12 +122,14 @@ def difference_table(title: str, both: pd.DataFrame, keys: str, places: int | No
                 *(_key(row[KEYS[key]]) for key in headings),
                 show(row["mean"]),
                 NONE if np.isnan(row["sd"]) else show(row["sd"]),
+                NONE if np.isnan(row["sd"]) else f"{show(row['low'])} to {show(row['high'])}",
                 str(row["seeds"]),
                 show(row["published"]),
                 fixed(change, places) if places is not None else f"{fixed(change, 1)} %",
             ]
         )
-    columns = [*(Column(key) for key in headings), *map(Column, ("here", "spread", "seeds", "published", "difference"))]
+    columns = [*(Column(key) for key in headings), *map(Column, ("here", "spread", "lowest to highest"))]
+    columns += map(Column, ("seeds", "published", "difference"))
     return fold(f"{title}: {several(len(rows), 'cell')}. Spread: standard deviation over seeds", table(columns, rows))
 
 

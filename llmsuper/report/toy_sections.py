@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
-from llmsuper.report.markdown import join, number
+from llmsuper.report.markdown import fixed, join, number
 from llmsuper.report.pages import Drawing
 from llmsuper.report.toy_bench import (
     Bench,
@@ -15,6 +15,7 @@ from llmsuper.report.toy_bench import (
     map_cells,
     missing,
     named,
+    several,
     there,
 )
 from llmsuper.report.toy_cells import agreement, beside, cells, exponents
@@ -65,6 +66,7 @@ def represented_section(bench: Bench) -> Section:
         "At α = 1 the runs here are those with the most γ, "
         f"{'; '.join(changed(knob, widths=False)) or 'trained as in the paper'}.",
         *map(bench.show, drawings),
+        _outside(by_gamma, knob.runs),
         difference_table("φ½ at α = 1", by_gamma, "γ m", places=3),
         difference_table("φ½ at m = 39", in_map, "α γ", places=3),
     )
@@ -76,6 +78,32 @@ def represented_section(bench: Bench) -> Section:
             agreement(in_map, "φ½ at m = 39", "3b", relative=False),
         ),
     )
+
+
+def _outside(both: pd.DataFrame, runs: pd.DataFrame) -> str:
+    """Which published φ_½ lie outside the range of our seeds, and where ½ lies among the norms of these runs."""
+    known = both[both["seeds"] > 1]
+    if known.empty:
+        return ""
+    apart = known[(known["published"] < known["low"]) | (known["high"] < known["published"])]
+    outside = len(apart) or "none"
+    first = (
+        f"Of {several(len(known), 'cell')} with two seeds or more, the published value lies outside ours in {outside}."
+    )
+    lines = []
+    for cell in apart.to_dict("records"):
+        alike = runs[
+            (runs["m"] == cell["m"])
+            & np.isclose(runs["gamma"], cell["gamma"])
+            & np.isclose(runs["alpha"].astype(float), cell["alpha"])
+        ]
+        low, high = (fixed(alike[f"norms.quantiles.{share}"].astype(float).mean()) for share in ("0.25", "0.75"))
+        seeds = f"{fixed(cell['low'], 3)} to {fixed(cell['high'], 3)} in {cell['seeds']} seeds"
+        lines.append(
+            f"- γ = {fixed(cell['gamma'], 3)}, m = {cell['m']:g}: {fixed(cell['published'], 3)} published, {seeds} here, where "
+            f"half of the rows have norms from {low} to {high}."
+        )
+    return join(first, "\n".join(lines)).rstrip()
 
 
 def exponent_section(bench: Bench) -> Section:

@@ -62,13 +62,14 @@ class ToyStore(RecordStore[ToyRecord]):
         return f"{record.run.key}.json"
 
     def flat(self, record: ToyRecord) -> dict[str, Any]:
-        """The run's parameters, `lr_regulariser` filled in, and `gamma`, the plain fields, and `name.field` for each number of
-        `norms`, `overlap`, `strong_overlap`, `theory` and `made_by`."""
+        """The run's parameters, `lr_regulariser` filled in, and `gamma`, the plain fields, `name.field` for each number of
+        `norms`, `overlap`, `strong_overlap`, `theory` and `made_by`, and `norms.quantiles.0.25` and so on."""
         run = record.run
         found = {**asdict(run), "gamma": run.gamma, "lr_regulariser": run.regulariser_rate}
         for name, value in asdict(record).items():
             if name in ("norms", "overlap", "strong_overlap", "theory", "made_by"):
                 nested = value or {}
+                nested |= {f"quantiles.{share}": norm for share, norm in nested.get("quantiles", {}).items()}
                 found |= {f"{name}.{key}": v for key, v in nested.items() if not isinstance(v, (list, dict))}
             elif not isinstance(value, dict):
                 found[name] = value
