@@ -18,7 +18,8 @@ from llmsuper.report.toy_bench import Bench
 from llmsuper.report.toy_cells import agreement, beside, cells, experiment, exponents
 from llmsuper.report.toy_page import SECTIONS, page_of
 from llmsuper.report.toy_reduction import changed, published_lines, reduction
-from llmsuper.report.toy_start import start_section
+from llmsuper.report.toy_sections import represented_section
+from llmsuper.report.toy_variations import epsilon_section, start_section
 from llmsuper.scaling.toy_curves import TOY_CURVES, load_toy_curve
 from llmsuper.toy.measure import measure_rows, theory_values
 from llmsuper.toy.record import ToyRecord, ToyStore
@@ -265,6 +266,30 @@ def test_starts_are_compared_where_nothing_else_differs(measured: dict[str, Any]
     assert "No run of it" in start_section(Bench(frame_of(normal), None, "svg")).text
 
 
+def test_factors_of_the_loss_are_compared_and_not_averaged(measured: dict[str, Any]) -> None:
+    runs = [toy_run(10, -3 / 9, alpha=1.0, seed=s, loss_scale=scale) for scale in (1.0, 100.0) for s in (0, 1)]
+    records = [record(measured, run, 0.7, phi_half=run.seed / 10 + 7 / run.loss_scale / 10) for run in runs]
+    bench = Bench(frame_of(records), None, "svg")
+    rows = [
+        line.strip("| ").split(" | ") for line in epsilon_section(bench).text.splitlines() if line.startswith("| 10")
+    ]
+    assert [row[4:] for row in rows] == [
+        ["1", "0.750", "0.700 to 0.800", "2", "0.625"],
+        ["100", "0.0570", "0.00700 to 0.107", "2", "0.625"],
+    ]
+    in_full = bench.in_full()
+    assert in_full is not None
+    assert set(in_full.runs["loss_scale"]) == {1.0}
+
+
+def test_a_published_share_outside_the_seeds_is_told(measured: dict[str, Any]) -> None:
+    runs = [toy_run(10, gamma, alpha=1.0, seed=s) for gamma in (-3 / 9, -1 / 9) for s in (0, 1)]
+    records = [record(measured, run, 0.7, phi_half=0.08 + run.seed / 100) for run in runs]
+    text = represented_section(Bench(frame_of(records), None, "svg")).text
+    assert "Of 2 cells with two seeds or more, the published value lies outside ours in 1." in text
+    assert "- γ = −0.333, m = 10: 0.625 published, 0.080 to 0.090 in 2 seeds here, where half of the rows" in text
+
+
 # ---- the page ----
 
 
@@ -335,7 +360,8 @@ def page(measured: dict[str, Any]) -> Page:
         for law in ({"distribution": "exponential", "scale": 10.0}, {"alpha": 1.2}, {"distribution": "linear"})
     ]
     zero = record(measured, toy_run(39, -5 / 9, alpha=1.0, initialisation="zero-bias"), 0.2)
-    return page_of(frame_of([*made_up(measured), full, zero, *dense, *large]))
+    scaled = record(measured, toy_run(39, -5 / 9, alpha=1.0, loss_scale=100.0), 0.2)
+    return page_of(frame_of([*made_up(measured), full, zero, scaled, *dense, *large]))
 
 
 def test_the_page_has_every_figure_and_no_gap(page: Page) -> None:

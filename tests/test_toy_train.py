@@ -240,7 +240,7 @@ def sweep(tmp_path: Path) -> Path:
 
 def test_the_sweeps_are_listed() -> None:
     names = succeed("toy", "-q").stdout.split()
-    assert names == ["activation_density", "exponents", "initialisation", "large", "seeds", "weight_decay"]
+    assert names == ["activation_density", "epsilon", "exponents", "initialisation", "large", "seeds", "weight_decay"]
     assert [line["sweep"] for line in json_lines("toy")] == names
 
 

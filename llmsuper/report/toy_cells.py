@@ -11,13 +11,21 @@ import pandas as pd
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-FULL = {"n": 1000, "steps": 20_000, "batch": 2_048, "lr": 0.01, "lr_bias": 0.01, "lr_regulariser": 0.01}
+FULL = {
+    "n": 1000,
+    "steps": 20_000,
+    "batch": 2_048,
+    "lr": 0.01,
+    "lr_bias": 0.01,
+    "lr_regulariser": 0.01,
+    "loss_scale": 1.0,
+}
 """What the paper's small models have."""
 
 PAPER_START = "normal"
 """Their biases at the start, by the authors' code."""
 
-SETTING = ("n", "steps", "batch", "warmup", "final_lr", "initialisation")
+SETTING = ("n", "steps", "batch", "warmup", "final_lr", "initialisation", "loss_scale")
 """Runs that differ in one of these are not averaged with each other."""
 RATES = ("lr", "lr_bias", "lr_regulariser")
 """Nor runs of small models that differ in these. Those of the large model depend on m."""

@@ -15,7 +15,7 @@ from llmsuper.report.toy_large import large_section
 from llmsuper.report.toy_reduction import reduced_section
 from llmsuper.report.toy_regimes import strong_section, weak_section
 from llmsuper.report.toy_sections import density_section, exponent_section, represented_section
-from llmsuper.report.toy_start import start_section
+from llmsuper.report.toy_variations import epsilon_section, start_section
 from llmsuper.toy.sweep import load_sweep
 from llmsuper.version import __version__
 
@@ -30,7 +30,8 @@ if TYPE_CHECKING:
 NAME = "toy"
 
 SECTIONS: tuple[Callable[[Bench], Section], ...] = (
-    large_section, represented_section, exponent_section, weak_section, strong_section, density_section, start_section,
+    large_section, represented_section, exponent_section, weak_section, strong_section, density_section,
+    start_section, epsilon_section,
 )  # fmt: skip
 """The figures of the paper in the order of its repository, whose figure 2 is an illustration without data; then our own."""
 

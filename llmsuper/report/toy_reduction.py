@@ -26,7 +26,7 @@ QUANTITIES = {
 CELL = ["m", "alpha", "gamma"]
 WORDS = {
     "n": "n", "steps": "steps", "batch": "batch", "lr": "learning rate of W", "lr_bias": "learning rate of b",
-    "lr_regulariser": "learning rate of the regulariser",
+    "lr_regulariser": "learning rate of the regulariser", "loss_scale": "factor of the loss",
 }  # fmt: skip
 
 
