@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 import machine
 import numpy as np
 import torch
+from bench_overlap import AGREEMENT as AGREEMENTS
 from bench_overlap import AUTHORS_BLOCK, PRODUCT_SIZE, authors, authors_blocks, evenly, lines_of, products, rounds
 
 from llmsuper.geometry.controls import MatrixBlocks, random_head
@@ -118,7 +119,7 @@ def check_agreement(W: torch.Tensor, tile_rows: int) -> None:
     counted, _, _, per_row = authors_per_row(W, blocks)
     found = all_pairs(MatrixBlocks(W), choose_backend(device="cpu"), tile_rows=tile_rows)
     sums = sum_tiles(read_rows(W, tile_rows), every_tile(len(W), tile_rows), choose_backend(device="cpu"))
-    report(f"the first {len(W):,} rows", total / count, squares / count, found)
+    report(f"the first {len(W):,} rows", total / count, squares / count, found, AGREEMENT)
     if not count == counted == found.pairs == sum(found.histogram_counts) == per_row.histogram.sum():
         raise SystemExit(f"error: {count:,}, {found.pairs:,} and {sum(found.histogram_counts):,} pairs were counted.")
     moved = (torch.from_numpy(sums.histogram) - per_row.histogram).abs().sum().item() / 2 / count
@@ -133,19 +134,27 @@ def check_agreement(W: torch.Tensor, tile_rows: int) -> None:
         raise SystemExit("error: the two find different statistics: the times would compare nothing.")
 
 
-def report(what: str, absolute: float, square: float, found: object) -> None:
+def check_agreement_stored(W: torch.Tensor, tile_rows: int, dtype: str) -> None:
+    """The same for a head stored in 16 bits, in which the authors compute."""
+    count, total, squares = authors(W, authors_blocks(len(W)))
+    found = all_pairs(MatrixBlocks(W), choose_backend(device="cpu"), tile_rows=tile_rows)
+    report(f"the first {len(W):,} rows", total / count, squares / count, found, AGREEMENTS[dtype])
+
+
+def report(what: str, absolute: float, square: float, found: object, agreement: float) -> None:
     for name, theirs in (("mean_absolute_overlap", absolute), ("mean_squared_overlap", square)):
         ours = getattr(found, name)
         apart = abs(ours / theirs - 1)
         print(f"{name} of {what}: authors {theirs:.9g}, llmsuper {ours:.9g}, {apart:.1e} apart")
-        if not apart <= AGREEMENT:
-            raise SystemExit(f"error: they are more than {AGREEMENT:g} apart: the times would compare nothing.")
+        if not apart <= agreement:
+            raise SystemExit(f"error: they are more than {agreement:g} apart: the times would compare nothing.")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--rows", type=int, default=50_257)
     parser.add_argument("--columns", type=int, default=768)
+    parser.add_argument("--dtype", choices=AGREEMENTS, default="float32", help="that the head is stored in")
     parser.add_argument("--tile-rows", type=int, default=TILE_ROWS["cpu"])
     parser.add_argument("--repeats", type=int, default=4)
     parser.add_argument("--tiles-fraction", type=float, default=1.0, help="of our tiles, evenly spread")
@@ -158,9 +167,15 @@ def main() -> None:
     row = machine.description()
     machine.print_description(row)
     torch.set_num_threads(usable_cores())
-    W = random_head(n, m, torch.Generator().manual_seed(0)) + 0.3
-    print(f"\n{n:,} × {m:,} float32, {usable_cores()} threads\n")
-    check_agreement(W[: AUTHORS_BLOCK + AUTHORS_BLOCK // 2], tile_rows)
+    W = (random_head(n, m, torch.Generator().manual_seed(0)) + 0.3).to(getattr(torch, options.dtype))
+    print(f"\n{n:,} × {m:,} {options.dtype}, {usable_cores()} threads\n")
+    part = W[: AUTHORS_BLOCK + AUTHORS_BLOCK // 2]
+    if options.dtype == "float32":
+        check_agreement(part, tile_rows)
+    elif options.per_row_fraction:
+        raise SystemExit("error: torch.histc has no 16-bit floats on a CPU. Give --per-row-fraction 0.")
+    else:
+        check_agreement_stored(part[: AUTHORS_BLOCK // 2], tile_rows, options.dtype)
 
     rows, backend = read_rows(W, tile_rows), choose_backend(device="cpu")
     tiles = tiles_of(n, tile_rows, options.tiles_fraction)
@@ -176,7 +191,7 @@ def main() -> None:
         "numpy.matmul float32": lambda: np.matmul(a.numpy(), b.numpy()),
     }
     amounts = {
-        "llmsuper, unit rows": (8.0 * n * m, "GB/s"),
+        "llmsuper, unit rows": ((4.0 + W.element_size()) * n * m, "GB/s"),
         "llmsuper, tiles": (pair_flops, "GFLOP/s"),
         "torch.mm float32": (product_flops, "GFLOP/s"),
         "numpy.matmul float32": (product_flops, "GFLOP/s"),
@@ -195,7 +210,7 @@ def main() -> None:
         if sample is pairs and share == 1:
             _, _, absolutes, ours = kept[0].per_tile().sum(axis=1)
             for theirs, mine in ((total, absolutes), (squares, ours)):
-                if not abs(mine / theirs - 1) <= AGREEMENT:
+                if not abs(mine / theirs - 1) <= AGREEMENTS[options.dtype]:
                     raise SystemExit(f"error: over all {count:,} pairs the sums are {theirs:.9g} and {mine:.9g}.")
     same_s = same_cpu = None
     if options.per_row_fraction > 0:
@@ -242,6 +257,7 @@ def main() -> None:
         row |= {
             "rows": n,
             "columns": m,
+            "dtype": options.dtype,
             "tile_rows": tile_rows,
             "repeats": options.repeats,
             "tiles_fraction": options.tiles_fraction,
