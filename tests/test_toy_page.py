@@ -252,6 +252,14 @@ def test_the_knob_is_shown_where_it_has_the_most_values(measured: dict[str, Any]
     assert [row.split(" | ")[2] for row in table.splitlines() if row.startswith("| −")] == ["0.500"] * 3
 
 
+def test_many_seeds_of_few_cells_are_not_what_the_page_shows(measured: dict[str, Any]) -> None:
+    widths = [record(measured, toy_run(m, -5 / 9, alpha=1.0, batch=512), 1 / m) for m in (10, 15, 25)]
+    seeds = [record(measured, toy_run(10, -5 / 9, alpha=1.0, seed=s), 0.1) for s in range(5)]
+    small = Bench(frame_of([*widths, *seeds]), None, "svg").small()
+    assert small is not None
+    assert small.setting["batch"] == 512
+
+
 def test_starts_are_compared_where_nothing_else_differs(measured: dict[str, Any]) -> None:
     normal = [record(measured, toy_run(39, -5 / 9, alpha=1.0, seed=s), 0.22 + s / 100) for s in (0, 1)]
     zero = record(measured, toy_run(39, -5 / 9, alpha=1.0, initialisation="zero-bias"), 0.17)
