@@ -165,11 +165,9 @@ def _count(x: Any, places: Any, counts: Any) -> None:
     half, last = x.dtype.type(counts.shape[1] // 2), np.int32(counts.shape[1] - 1)
     for j in range(len(x)):
         places[j] = max(min(np.int32(x[j] * half + half), last), np.int32(0))
-    whole = len(x) // 4 * 4
-    for j in range(0, whole, 4):  # LANES, written out
-        counts[0, places[j]] += 1
-        counts[1, places[j + 1]] += 1
-        counts[2, places[j + 2]] += 1
-        counts[3, places[j + 3]] += 1
+    whole = len(x) // LANES * LANES
+    for j in range(0, whole, LANES):
+        for lane in range(LANES):
+            counts[lane, places[j + lane]] += 1
     for j in range(whole, len(x)):
         counts[0, places[j]] += 1

@@ -30,7 +30,7 @@ SETTING = ("n", "steps", "batch", "warmup", "final_lr", "initialisation", "loss_
 RATES = ("lr", "lr_bias", "lr_regulariser")
 """Nor runs of small models that differ in these. Those of the large model depend on m."""
 
-CELL = ("m", "gamma", "distribution", "alpha", "scale", "activation_density")
+PLACE = ("m", "gamma", "distribution", "alpha", "scale", "activation_density")
 """Runs of one setting that agree in these are seeds of one cell."""
 
 EXPERIMENTS = ("weight_decay", "activation_density", "large")
@@ -78,7 +78,7 @@ def experiment(frame: pd.DataFrame, name: str, widest: str | None = None) -> Exp
     if runs.empty:
         return None
     shared = SETTING if name == "large" else (*SETTING, *RATES)
-    settings = runs.drop_duplicates([*shared, *CELL]).groupby(list(shared))
+    settings = runs.drop_duplicates([*shared, *PLACE]).groupby(list(shared))
     sizes = settings[widest].nunique() if widest else settings.size()
     setting = dict(zip(shared, max(sizes.index, key=lambda key: (sizes[key], key[1], key[2], key)), strict=True))
     alike = np.logical_and.reduce([runs[column] == value for column, value in setting.items()])

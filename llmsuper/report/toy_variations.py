@@ -42,12 +42,13 @@ def epsilon_section(bench: Bench) -> Section:
 
 
 def _section(bench: Bench, sweep: str, parameter: str, quantity: str, title: str, heading: str, said: str) -> Section:
-    """The `quantity` of runs that share all parameters but this one and the seed, beside the published value."""
+    """The `quantity` by this parameter, over the seeds that two values of it or more have, beside the published value."""
     alike = ["alpha", "gamma", "m", *(name for name in (*SETTING, *RATES) if name != parameter)]
-    ours = cells(bench.runs_like_the_papers(), [*alike, parameter], quantity)
-    ours = ours[ours.groupby(alike)[parameter].transform("nunique") > 1]
-    if ours.empty:
+    runs = bench.runs_like_the_papers()
+    runs = runs[runs.groupby([*alike, "seed"])[parameter].transform("nunique") > 1]
+    if runs.empty:
         return missing(title, sweep)
+    ours = cells(runs, [*alike, parameter], quantity)
     points = known_points(bench)
     points = points[points["quantity"] == quantity]
     both = beside(ours, points, {name: name for name in ("alpha", "gamma", "m")}, "mean", "published")
