@@ -49,7 +49,8 @@ class _Workspace(threading.local):
     def array(self, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
         size = shape[0] * shape[1]
         if self._held.size < size or self._held.dtype != dtype:
-            self._held = np.empty(size, dtype)
+            # torch's memory begins at a multiple of 64 bytes, numpy's need not, and a product may round by where it is written
+            self._held = torch.empty(size, dtype=getattr(torch, dtype.name)).numpy()
         return self._held[:size].reshape(shape)
 
 
