@@ -8,6 +8,7 @@ from __future__ import annotations
 import io
 import multiprocessing
 import os
+import pickle
 import signal
 import socket
 import traceback
@@ -20,6 +21,7 @@ from llmsuper.errors import CheckpointError
 from llmsuper.geometry.overlap import GramAccumulator
 from llmsuper.geometry.passes import one_pass
 from llmsuper.hub.stream import HeadStream
+from llmsuper.kernels import choose_backend
 from llmsuper.measure import Settings, measure_head, measure_heads
 from llmsuper.processes import _keep_to_own_part, join_processes
 from llmsuper.store import ResultStore
@@ -164,6 +166,15 @@ def told_to_stop() -> None:
     if processes.rank == 1:
         os.kill(os.getpid(), signal.SIGTERM)
     processes.gathered(0)
+
+
+def tiles_compiled_in(folder: Path) -> Any:
+    os.environ["NUMBA_CACHE_DIR"] = str(folder)
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.nn.functional.normalize(torch.randn(2, 300, 24, generator=generator) + 0.5, dim=2)
+    tile = choose_backend("torch", "cpu", "float32").overlap_sums
+    found = [tile(rows[0], rows[k], bins=200, diagonal=k == 0) for k in (0, 1)]
+    return pickle.dumps(found), [path.stat().st_mtime_ns for path in folder.rglob("*.nbc")]
 
 
 def joined_by_hand(folder: Path) -> Any:

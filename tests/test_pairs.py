@@ -26,6 +26,7 @@ from llmsuper.geometry.resident import ResidentRows, UnitRows
 from llmsuper.geometry.tile_list import estimate_mean, every_tile, sample_tiles
 from llmsuper.kernels import BACKENDS, Backend, choose_backend, cpu_tiles, torch_ops
 from tests import brute
+from tests.launched import run, tiles_compiled_in
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -142,6 +143,14 @@ def test_a_tile_of_more_rows_than_are_summed_at_once() -> None:
         )
         check_tile(backend.overlap_sums(left, right, bins=BINS, diagonal=False), left, right, 1e-14)
         check_tile(backend.overlap_sums(left, left, bins=BINS, diagonal=True), left, left, 1e-14, diagonal=True)
+
+
+def test_a_walk_from_the_disk_is_the_walk_that_was_compiled(tmp_path: Path) -> None:
+    """Otherwise the first run after an installation would differ from all later ones."""
+    (compiled, kept), (read, still) = (run(1, tiles_compiled_in, tmp_path)[0] for _ in range(2))
+    assert kept
+    assert kept == still
+    assert read == compiled
 
 
 def check_tile(

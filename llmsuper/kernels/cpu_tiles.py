@@ -40,6 +40,13 @@ def _compiled(function: Compiled) -> Compiled:
     return cast("Compiled", compiled)
 
 
+def _inlined(function: Compiled) -> Compiled:
+    """Compiled as a part of its caller. As a function of its own it would be one thing in the process that compiles it, and
+    another, which sums in another order, in those that read it from the disk.
+    """
+    return cast("Compiled", numba.njit(inline="always")(function))
+
+
 class _Workspace(threading.local):
     """A thread's own memory for overlaps, used again for every tile: fresh pages would cost as much as the walk."""
 
@@ -49,8 +56,7 @@ class _Workspace(threading.local):
     def array(self, shape: tuple[int, int], dtype: Any) -> NDArray[Any]:
         size = shape[0] * shape[1]
         if self._held.size < size or self._held.dtype != dtype:
-            # torch's memory begins at a multiple of 64 bytes, numpy's need not, and a product may round by where it is written
-            self._held = torch.empty(size, dtype=getattr(torch, dtype.name)).numpy()
+            self._held = np.empty(size, dtype)
         return self._held[:size].reshape(shape)
 
 
@@ -121,7 +127,7 @@ def _walk(
     return total, absolute, squares
 
 
-@_compiled
+@_inlined
 def _add(x: Any, squares: Any) -> Any:
     """Σ x, Σ |x| and Σ x²; adds x² to squares."""
     total = absolute = square = x.dtype.type(0)
@@ -133,7 +139,7 @@ def _add(x: Any, squares: Any) -> Any:
     return total, absolute, square
 
 
-@_compiled
+@_inlined
 def _largest(bits: Any, one: Any, size: Any) -> Any:
     """The largest |x| as bits, at most `one`, −1 of nothing; and all of them, into size."""
     largest = size.dtype.type(-1)
@@ -143,7 +149,7 @@ def _largest(bits: Any, one: Any, size: Any) -> Any:
     return largest
 
 
-@_compiled
+@_inlined
 def _first_equal(size: Any, wanted: Any) -> Any:
     """The first index of `wanted` in size, its length where it is not in it."""
     first = np.int32(len(size))
@@ -152,7 +158,7 @@ def _first_equal(size: Any, wanted: Any) -> Any:
     return first
 
 
-@_compiled
+@_inlined
 def _raise(size: Any, i: Any, largest: Any, partners: Any) -> None:
     """Where size is above largest, put it there and row i for its partner."""
     for j in range(len(size)):
@@ -160,7 +166,7 @@ def _raise(size: Any, i: Any, largest: Any, partners: Any) -> None:
         largest[j] = max(size[j], largest[j])
 
 
-@_compiled
+@_inlined
 def _count(x: Any, places: Any, counts: Any) -> None:
     """Count x in bins of [−1, 1], one lane after the other."""
     half, last = x.dtype.type(counts.shape[1] // 2), np.int32(counts.shape[1] - 1)
