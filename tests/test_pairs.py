@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import torch
 
+import llmsuper.geometry.closest
 import llmsuper.geometry.pairs
 import llmsuper.kernels
 from llmsuper.errors import BackendError, CheckpointError, LlmsuperError
@@ -377,6 +378,26 @@ def test_progress_is_told() -> None:
 # the closest pairs
 
 
+def test_crowds_are_the_same_however_many_rows_are_looked_at_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """And it is told how far that is, where any row is to be looked at."""
+    W = random_head(400, 20, torch.Generator().manual_seed(1))
+    for first in range(0, 240, 12):  # twenty crowds, and as many pairs that are none
+        W[first : first + 5] = W[first] + 0.1 * W[first : first + 5]
+        W[first + 5] = W[first + 6] + 0.1 * W[first + 7]
+    said: list[tuple[str, int, int]] = []
+    found = []
+    for together in (1, 7, 64, 1000):
+        monkeypatch.setattr(llmsuper.geometry.closest, "TOGETHER", together)
+        said.clear()
+        found.append(all_pairs(MatrixBlocks(W), tile_rows=50, progress=lambda *step: said.append(step)))
+        name, done, there = said[-1]
+        assert (name, done) == ("rows close to others", there)
+        assert 140 <= there < 400
+    assert found[0].crowds == 20
+    assert len(found[0].closest_pairs) == 10
+    assert all(other == found[0] for other in found)
+
+
 @pytest.mark.parametrize("many", [3, 40, 250])
 @pytest.mark.parametrize("tile_rows", [19, 64])
 def test_the_closest_pairs_among_many_equal_rows(many: int, tile_rows: int) -> None:
@@ -483,11 +504,11 @@ def test_a_run_that_was_stopped_goes_on(tmp_path: Path) -> None:
     with pytest.raises(KeyboardInterrupt):
         all_pairs(MatrixBlocks(W), tile_rows=32, partial=kept, label="W", progress=stop)
     assert len(PairSums.load(kept).tiles) == 9
-    told: list[int] = []
+    told: list[tuple[str, int]] = []
     again = all_pairs(
-        MatrixBlocks(W), tile_rows=32, partial=kept, label="W", progress=lambda _, done, __: told.append(done)
+        MatrixBlocks(W), tile_rows=32, partial=kept, label="W", progress=lambda what, done, _: told.append((what, done))
     )
-    assert told == list(range(10, 29))
+    assert [done for what, done in told if what == "pairs"] == list(range(10, 29))
     assert replace(again, row_mean_square_quantiles=None) == replace(wanted, row_mean_square_quantiles=None)
     assert again.row_mean_square_quantiles == pytest.approx(wanted.row_mean_square_quantiles, rel=1e-12)
     assert [path.name for path in kept.parent.iterdir()] == ["pairs.npz"]

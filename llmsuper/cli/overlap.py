@@ -212,7 +212,7 @@ class _Bars:
     def step(self, name: str, done: int, total: int) -> None:
         """So much of a long computation is done."""
         if self._step != name:
-            self._open(f"({name})", total, unit="tile")
+            self._open(f"({name})", total, unit="it")
             self._step = name
         self._bar.update(done - self._bar.n)
 

@@ -135,7 +135,7 @@ def all_pairs(
     partial: a file that is brought up to date every minute, and gone on with where it is there; `label` names the rows.
         Each process of a share has its own, with `-rank-of-count` in its name.
     share: the processes that call this together, each with all rows, to sum up a share of the tiles; all get the same.
-    progress: called with "pairs", the tiles done and the tiles there are.
+    progress: called with "pairs", the tiles done and the tiles there are; then as `find_closest` says.
 
     Raises `CheckpointError` for a NaN or infinite row and for fewer than two rows with a direction, `BackendError` where
     the unit rows do not fit into memory, `LlmsuperError` for a sample too small or a partial file of something else.
@@ -163,9 +163,8 @@ def all_pairs(
     if share is not None and partial is not None:
         partial = partial.with_name(f"{partial.stem}-{share.rank}-of-{share.count}{partial.suffix}")
     sums = sum_tiles(rows, mine, backend, label=label, partial=partial, progress=progress)
-    return pair_statistics(
-        rows, sums if share is None else share.total(sums), overlap, SEED if generator is None else None
-    )
+    total = sums if share is None else share.total(sums)
+    return pair_statistics(rows, total, overlap, SEED if generator is None else None, progress)
 
 
 def sum_tiles(
@@ -244,7 +243,11 @@ def _tile_sums(
 
 
 def pair_statistics(
-    rows: UnitRows, sums: PairSums, overlap: OverlapStatistics | None = None, seed: int | None = None
+    rows: UnitRows,
+    sums: PairSums,
+    overlap: OverlapStatistics | None = None,
+    seed: int | None = None,
+    progress: Callable[[str, int, int], None] | None = None,
 ) -> PairStatistics:
     """What the sums say. Where they hold a sample of the tiles, `overlap` has the exact mean and mean square."""
     n, m = len(rows), rows.columns
@@ -266,7 +269,7 @@ def pair_statistics(
     met = sums.met > 0
     largest = np.abs(sums.largest[met])
     kappa = math.sqrt(welch_floor(n, m))
-    closest = find_closest(rows, sums)
+    closest = find_closest(rows, sums, progress=progress)
     return PairStatistics(
         rows=n,
         zero_rows=rows.zero_rows,
