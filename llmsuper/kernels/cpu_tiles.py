@@ -26,6 +26,8 @@ MAGNITUDES: dict[Any, Any] = {np.dtype(np.float32): np.int32, np.dtype(np.float6
 """Without their sign, floats are in the order of their bits read as integers, whose largest is a vector instruction."""
 LANES = 4
 """Histograms that neighbours are counted in: one would wait for its last count to be written."""
+CHUNK = 64
+"""Overlaps that are compared with a row's largest before it is asked whether one was equal."""
 FLUSH_ROWS = 64
 """Rows whose squares are added up, column by column, in the dtype of the overlaps before they go into a float64 sum."""
 
@@ -77,23 +79,22 @@ def overlap_sums(left: torch.Tensor, right: torch.Tensor, *, bins: int, diagonal
     if scale != 1.0:
         c *= c.dtype.type(scale)
     magnitude = MAGNITUDES[c.dtype]
-    rows = (np.empty(a, magnitude), np.empty(a, np.int64), np.empty(a))
-    columns = (np.full(b, -1, magnitude), np.zeros(b, np.int64), np.zeros(b))
+    rows = (np.empty(a, magnitude), np.empty(a, magnitude), np.empty(a))
+    columns = (np.full(b, -1, magnitude), np.zeros(b, magnitude), np.zeros(b))
     counts = np.zeros((LANES, bins), np.int64)
     one = np.ones(1, c.dtype).view(magnitude)[0]
     total, absolute, squares = _walk(c, c.view(magnitude), one, diagonal, counts, rows, columns)
     sums = (pairs_in(a, b, diagonal=diagonal), total, absolute, squares, counts.sum(axis=0))
     if diagonal:
         # what a row met to its right and, as a column, above it: of equals the partner above has the smaller index
-        partner = np.where(columns[0] >= rows[0], columns[1], rows[1])
-        both = RowSums(_clamped(c[np.arange(a), partner]), partner, rows[2] + columns[2])
+        both = _row_sums(c, np.where(columns[0] >= rows[0], columns[1], rows[1]), rows[2] + columns[2])
         return TileSums(*sums, both, both)
-    left_sums = RowSums(_clamped(c[np.arange(a), rows[1]]), rows[1], rows[2])
-    return TileSums(*sums, left_sums, RowSums(_clamped(c[columns[1], np.arange(b)]), columns[1], columns[2]))
+    return TileSums(*sums, _row_sums(c, *rows[1:]), _row_sums(c.T, *columns[1:]))
 
 
-def _clamped(c: NDArray[Any]) -> NDArray[np.float64]:
-    return c.astype(np.float64).clip(-1.0, 1.0)
+def _row_sums(c: NDArray[Any], partner: NDArray[Any], squares: NDArray[np.float64]) -> RowSums:
+    largest = c[np.arange(len(c)), partner].astype(np.float64).clip(-1.0, 1.0)
+    return RowSums(largest, partner.astype(np.int64), squares)
 
 
 @_compiled
@@ -151,18 +152,26 @@ def _largest(bits: Any, one: Any, size: Any) -> Any:
 
 @_inlined
 def _first_equal(size: Any, wanted: Any) -> Any:
-    """The first index of `wanted` in size, its length where it is not in it."""
-    first = np.int32(len(size))
-    for j in range(len(size)):
-        first = min(first, np.int32(j) if size[j] == wanted else first)
-    return first
+    """The first index of `wanted` in size: CHUNK of them at a time, by an instruction for many, then one by one."""
+    start = 0
+    while start + CHUNK <= len(size):
+        present = False
+        for j in range(start, start + CHUNK):
+            present |= size[j] == wanted
+        if present:
+            break
+        start += CHUNK
+    while start < len(size) and size[start] != wanted:
+        start += 1
+    return start
 
 
 @_inlined
 def _raise(size: Any, i: Any, largest: Any, partners: Any) -> None:
     """Where size is above largest, put it there and row i for its partner."""
+    row = partners.dtype.type(i)
     for j in range(len(size)):
-        partners[j] = i if size[j] > largest[j] else partners[j]
+        partners[j] = row if size[j] > largest[j] else partners[j]
         largest[j] = max(size[j], largest[j])
 
 
