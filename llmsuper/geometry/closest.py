@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import heapq
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from llmsuper.geometry.subsets import COSINE
-from llmsuper.kernels import one_thread_per_block, usable_cores
+from llmsuper.kernels import usable_cores, worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -79,15 +78,8 @@ def find_closest(
 
     progress: called with a name, the rows that were looked at for crowds, and those there are to look at.
     """
-    import torch
-
     on_cpu = all(block.device.type == "cpu" for block in rows.blocks.values())
-    with (
-        one_thread_per_block(),
-        ThreadPoolExecutor(
-            usable_cores() if on_cpu else 1, "closest", initializer=torch.set_num_threads, initargs=(1,)
-        ) as pool,
-    ):
+    with worker_threads(usable_cores() if on_cpu else 1, "closest") as pool:
         overlaps = _Overlaps(rows, sums, pool)
         crowds, outside, bound = _crowds(overlaps, progress)
         closest = _closest_pairs(overlaps, outside, bound, count)
@@ -178,7 +170,7 @@ def _crowds(
     """The crowds; (n,) True for rows that are in none; (n,) what no |overlap| of two of those exceeds.
 
     Only rows that overlap some other above COSINE are looked at: one product of TOGETHER rows where they are one crowd, and
-    as many operations again as the tiles took where they are all rows, two by two.
+    twice as many operations as the tiles took where they are all rows, two by two.
     """
     bound = np.abs(overlaps.sums.largest).round(DIGITS)
     outside = overlaps.sums.met > 0

@@ -12,7 +12,6 @@ Products of two rows are summed in float32 and rounded once, as a GPU does it.
 from __future__ import annotations
 
 import math
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import combinations_with_replacement
 from typing import TYPE_CHECKING
@@ -20,7 +19,7 @@ from typing import TYPE_CHECKING
 from llmsuper import kernels
 from llmsuper.geometry.controls import in_memory
 from llmsuper.geometry.overlap import GRAM
-from llmsuper.kernels import one_thread_per_block
+from llmsuper.kernels import worker_threads
 from llmsuper.kernels.precision import ieee_products
 
 if TYPE_CHECKING:
@@ -118,10 +117,7 @@ def _sums(unit: torch.Tensor, rows: Rows) -> tuple[float, float]:
 
     threads = kernels.usable_cores() if place == "cpu" else 1
     absolutes, squares = [], []
-    with (
-        one_thread_per_block(),
-        ThreadPoolExecutor(threads, "compat", initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with worker_threads(threads, "compat") as pool:
         for done, (absolute, square) in enumerate(pool.map(work, tiles), 1):
             absolutes.append(absolute)
             squares.append(square)

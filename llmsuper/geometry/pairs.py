@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 import time
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -25,11 +24,12 @@ from llmsuper.geometry.pair_sums import BINS, PairSums
 from llmsuper.geometry.passes import one_pass
 from llmsuper.geometry.resident import ResidentRows, UnitRows
 from llmsuper.geometry.tile_list import CONFIDENCE, SEED, Tiles, estimate_mean, every_tile, sample_tiles
-from llmsuper.kernels import choose_backend, one_thread_per_block
+from llmsuper.kernels import choose_backend, worker_threads
 from llmsuper.kernels.tiles import bin_edges
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -214,7 +214,6 @@ def _tile_sums(
     rows: UnitRows, tiles: list[tuple[int, int]], backend: Backend
 ) -> Iterable[tuple[tuple[int, int], TileSums]]:
     """Each tile's sums, in order; on a CPU one tile a core at a time, each with single-threaded BLAS."""
-    import torch
 
     def work(tile: tuple[int, int]) -> TileSums:
         i, j = tile
@@ -224,10 +223,7 @@ def _tile_sums(
 
     threads = kernels.usable_cores() if backend.device == "cpu" else 1
     waiting: deque[tuple[tuple[int, int], Future[TileSums]]] = deque()
-    with (
-        one_thread_per_block(),
-        ThreadPoolExecutor(threads, "tiles", initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with worker_threads(threads, "tiles") as pool:
         try:
             for tile in tiles:
                 waiting.append((tile, pool.submit(work, tile)))

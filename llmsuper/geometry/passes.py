@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import threading
 from collections import deque
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,10 +12,11 @@ import numpy as np
 
 from llmsuper.errors import CheckpointError
 from llmsuper.geometry.blocks import UnitBlock
-from llmsuper.kernels import PRODUCT_BYTES, NonFiniteRowError, choose_backend, one_thread_per_block
+from llmsuper.kernels import PRODUCT_BYTES, NonFiniteRowError, choose_backend, worker_threads
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
+    from concurrent.futures import Future
 
     import torch
     from numpy.typing import NDArray
@@ -88,7 +88,6 @@ def _summaries(
 
     At most one block a thread, and one more, is in flight.
     """
-    import torch
 
     own = (
         threading.local()
@@ -127,10 +126,7 @@ def _summaries(
     products = sum(accumulator.products for view in views for accumulator in view.accumulators)
     columns = first.rows.shape[1]
     threads = threads_for(products, columns, backend)
-    with (
-        one_thread_per_block(),
-        ThreadPoolExecutor(threads, "rows", initializer=torch.set_num_threads, initargs=(1,)) as pool,
-    ):
+    with worker_threads(threads, "rows") as pool:
         try:
             for block in chain([first], blocks):
                 waiting.append(pool.submit(work, block))

@@ -14,6 +14,7 @@ from __future__ import annotations
 import importlib
 import importlib.util
 import os
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -212,8 +213,8 @@ def one_thread_per_block() -> Iterator[None]:
     """BLAS and torch single-threaded while blocks are worked on in parallel.
 
     torch's OpenMP pool and OpenBLAS's own pool spin against each other when they alternate (six times slower than one
-    thread); with one thread in each, parallelism is over blocks alone. A worker thread must call `torch.set_num_threads(1)`
-    itself: OpenMP keeps that number per thread. torch's products are IEEE ones meanwhile (`kernels.precision`).
+    thread); with one thread in each, parallelism is over blocks alone, on `worker_threads`. torch's products are IEEE ones
+    meanwhile (`kernels.precision`).
     """
     import torch
 
@@ -224,3 +225,15 @@ def one_thread_per_block() -> Iterator[None]:
             yield
     finally:
         torch.set_num_threads(before)
+
+
+@contextmanager
+def worker_threads(count: int, name: str) -> Iterator[ThreadPoolExecutor]:
+    """Threads that work on so many blocks at once, under `one_thread_per_block`, whose number OpenMP keeps for each thread."""
+    import torch
+
+    with (
+        one_thread_per_block(),
+        ThreadPoolExecutor(count, name, initializer=torch.set_num_threads, initargs=(1,)) as pool,
+    ):
+        yield pool

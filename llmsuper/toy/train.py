@@ -5,14 +5,14 @@ from __future__ import annotations
 import threading
 import time
 from collections import defaultdict
-from concurrent.futures import FIRST_COMPLETED, ThreadPoolExecutor, wait
+from concurrent.futures import FIRST_COMPLETED, wait
 from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from llmsuper.kernels import choose_backend, one_thread_per_block, usable_cores
+from llmsuper.kernels import choose_backend, usable_cores, worker_threads
 from llmsuper.toy.batch import CURVE_POINTS, LAST, Batch, Trained, checkpoint_path, read_checkpoint
 from llmsuper.toy.measure import measure_rows, theory_values
 from llmsuper.toy.record import ToyRecord
@@ -75,7 +75,7 @@ def train_runs(
         return _train_batch(Batch(grid, device), folder, step, stop, advanced, checkpoint_seconds)
 
     threads = usable_cores() if device == "cpu" else 1
-    with one_thread_per_block(), ThreadPoolExecutor(threads, "toy", initializer=_one_thread) as pool:
+    with worker_threads(threads, "toy") as pool:
         waiting = {pool.submit(train, grid, step) for step, grid in grids}
         try:
             while waiting:
@@ -190,9 +190,3 @@ def _pick(run: ToyRun, names: tuple[str, ...]) -> tuple[Any, ...]:
 def _variant(run: ToyRun) -> tuple[Any, ...]:
     """What is left of a run's parameters without its shape and its source."""
     return tuple(value for name, value in asdict(run).items() if name not in SHAPE + SOURCE)
-
-
-def _one_thread() -> None:
-    import torch
-
-    torch.set_num_threads(1)
